@@ -1,0 +1,128 @@
+// Sixteen floats at a time, the same source for every instruction set (GCC vector extensions).
+//
+// NOTE: contraction is off for the whole library (-ffp-contract=off): a multiply-add is fused exactly where fma() is
+// written, so that two functions that share a formula share its bits.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <immintrin.h>
+
+#include "common/view.h"
+
+#ifndef ST_ISA
+#error "compile kernel files through the build, which sets ST_ISA"
+#endif
+
+namespace seedthink::ST_ISA {
+
+constexpr int kLanes = 16;
+typedef float vf __attribute__((vector_size(64)));
+typedef int32_t vi __attribute__((vector_size(64)));
+typedef float vf_u __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint16_t vh_u __attribute__((vector_size(32), aligned(2), may_alias));
+typedef uint32_t vu __attribute__((vector_size(64)));
+
+inline vf load(const float* p) { return *reinterpret_cast<const vf_u*>(p); }
+inline void store(float* p, vf v) { *reinterpret_cast<vf_u*>(p) = v; }
+inline vf splat(float x) { return vf{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
+
+inline vf load(const bf16* p) {
+  const vh_u half = *reinterpret_cast<const vh_u*>(p);
+  return reinterpret_cast<vf>(__builtin_convertvector(half, vu) << 16);
+}
+
+// The first n (0..16) lanes; the others read as `fill` and are not touched in memory.
+inline vf load_n(const float* p, int n, float fill = 0.f) {
+  alignas(64) float lane[kLanes];
+  for (int i = 0; i < kLanes; ++i) lane[i] = i < n ? p[i] : fill;
+  return load(lane);
+}
+inline void store_n(float* p, vf v, int n) {
+  alignas(64) float lane[kLanes];
+  store(lane, v);
+  for (int i = 0; i < n; ++i) p[i] = lane[i];
+}
+
+inline vf fma(vf a, vf b, vf c) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  union { vf v; __m256 h[2]; } x{a}, y{b}, z{c};
+  z.h[0] = _mm256_fmadd_ps(x.h[0], y.h[0], z.h[0]);
+  z.h[1] = _mm256_fmadd_ps(x.h[1], y.h[1], z.h[1]);
+  return z.v;
+#else
+  return a * b + c;
+#endif
+}
+inline float fma(float a, float b, float c) {
+#if defined(__FMA__)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+inline vf max(vf a, vf b) { return a > b ? a : b; }
+inline vf min(vf a, vf b) { return a < b ? a : b; }
+
+// Reductions over the lanes by a fixed tree: 8 + 8, 4 + 4, 2 + 2, 1 + 1.
+inline float sum(vf v) {
+  alignas(64) float lane[kLanes];
+  store(lane, v);
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lane[i] = lane[i] + lane[i + half];
+  return lane[0];
+}
+inline float reduce_max(vf v) {
+  alignas(64) float lane[kLanes];
+  store(lane, v);
+  float best = lane[0];
+  for (int i = 1; i < kLanes; ++i) best = lane[i] > best ? lane[i] : best;
+  return best;
+}
+
+// exp with about 1 ulp of error on [-87, 88]; below it underflows to 0, above it is +inf; NaN stays NaN.
+inline vf exp(vf x) {
+  const vf log2e = splat(1.44269504088896341f), ln2_hi = splat(0.693359375f), ln2_lo = splat(-2.12194440e-4f);
+  const vf clamped = max(min(x, splat(88.7228f)), splat(-87.3365f));
+  const vf magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to the nearest integer
+  const vf n = fma(clamped, log2e, magic) - magic;
+  vf r = fma(n, -ln2_hi, clamped);
+  r = fma(n, -ln2_lo, r);
+  vf p = splat(1.9875691500e-4f);
+  p = fma(p, r, splat(1.3981999507e-3f));
+  p = fma(p, r, splat(8.3334519073e-3f));
+  p = fma(p, r, splat(4.1665795894e-2f));
+  p = fma(p, r, splat(1.6666665459e-1f));
+  p = fma(p, r, splat(5.0000001201e-1f));
+  p = fma(p, r * r, r) + splat(1.f);
+  const vi exponent = __builtin_convertvector(n, vi);
+  // 2^n in two halves, so that n = 128 and the subnormals do not overflow the exponent field.
+  const vi half = exponent >> 1;
+  const vf scale_a = reinterpret_cast<vf>((half + 127) << 23);
+  const vf scale_b = reinterpret_cast<vf>((exponent - half + 127) << 23);
+  vf y = p * scale_a * scale_b;
+  y = x < splat(-87.3365f) ? splat(0.f) : y;
+  y = x > splat(88.7228f) ? splat(__builtin_inff()) : y;
+  return x == x ? y : x;
+}
+
+inline float exp(float x) { return exp(splat(x))[0]; }
+
+inline uint16_t round_bf16(float x) {
+  uint32_t u;
+  std::memcpy(&u, &x, 4);
+  if ((u & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((u >> 16) | 0x40u);  // NaN stays NaN
+  return static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+inline float widen(bf16 x) {
+  const uint32_t u = static_cast<uint32_t>(x.bits) << 16;
+  float f;
+  std::memcpy(&f, &u, 4);
+  return f;
+}
+
+}  // namespace seedthink::ST_ISA
