@@ -1,0 +1,126 @@
+"""One network that learns: forward, loss and backward over micro-batches, then one optimizer step.
+
+    for micro in batch: loss(forward(module, micro), micro).backward()
+    clip; step (skipped where the gradient is not finite)
+
+The loss divides by global counts that the batch carries, so that the gradient does not depend on how the batch is cut.
+The trainer knows neither rewards nor algorithms: the loss arrives as a callable.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from seedthink.config.schema import OptimizerConfig
+from seedthink.engine.micro_batch import MicroBatch, micro_batches
+from seedthink.kernels.logprob import linear_logprob
+from seedthink.models.context import PackedContext
+from seedthink.models.qwen3 import Transformer
+from seedthink.models.value import ValueModel
+from seedthink.telemetry.metrics import Metric, merge, reduce
+from seedthink.types import Batch, Update
+
+Outputs = tuple[torch.Tensor, ...]
+Forward = Callable[[Any, MicroBatch], Outputs]
+Loss = Callable[..., tuple[torch.Tensor, Mapping[str, Metric]]]
+
+
+def policy_forward(model: Transformer, batch: MicroBatch, temperature: float = 1.0) -> Outputs:
+    """(logprob_T, entropy_T) of the predicted tokens, zeros elsewhere."""
+    context = PackedContext(batch.cu_seqlens_B1, model.compute, model.config.head_dim**-0.5)
+    hidden_TD = model(batch.tokens_T, context)
+    rows_RD = hidden_TD.index_select(0, batch.predicted_R - 1)
+    targets_R = batch.tokens_T.index_select(0, batch.predicted_R)
+    logprob_R, entropy_R = linear_logprob(rows_RD, model.head_VD, targets_R, temperature, model.compute)
+    return batch.scatter(logprob_R), batch.scatter(entropy_R)
+
+
+def value_forward(model: ValueModel, batch: MicroBatch) -> Outputs:
+    """(value_T,): the critic's value of the state before each predicted token, zeros elsewhere."""
+    context = PackedContext(batch.cu_seqlens_B1, model.compute, model.config.head_dim**-0.5)
+    value_T = model(batch.tokens_T, context)
+    return (batch.scatter(value_T.index_select(0, batch.predicted_R - 1)),)
+
+
+class Trainer:
+    """A module, its optimizer and its learning-rate schedule. `step` counts the updates made, skipped ones left out."""
+
+    def __init__(self, module: torch.nn.Module, forward: Forward, config: OptimizerConfig, total_steps: int) -> None:
+        self.module, self.config, self.total_steps = module, config, total_steps
+        self.forward = forward
+        self.step = 0
+        self.names = [name for name, p in module.named_parameters() if p.requires_grad]
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        decayed = [p for p in self.parameters if p.ndim >= 2]
+        plain = [p for p in self.parameters if p.ndim < 2]
+        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, eps=config.eps, fused=True
+        )
+
+    def learn(self, batch: Batch, loss: Loss) -> Update:
+        """One optimizer step on `batch`. A loss or gradient that is not finite leaves the weights as they are."""
+        self.optimizer.zero_grad(set_to_none=True)
+        metrics: dict[str, Metric] = {}
+        for micro in micro_batches(batch):
+            total, found = loss(*self.forward(self.module, micro), micro)
+            if not math.isfinite(float(total.detach())):
+                return self._skip(metrics, "the loss is not finite")
+            total.backward()
+            merge(metrics, found)
+        norm = float(torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
+        if not math.isfinite(norm):
+            return self._skip(metrics, "the gradient is not finite")
+        torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.grad_clip, torch.tensor(norm))
+        rate = self.learning_rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.step += 1
+        return Update({**reduce(metrics), "lr": rate}, norm)
+
+    @torch.no_grad()
+    def score(self, batch: Batch) -> Iterator[Outputs]:
+        """The forward's outputs for each micro-batch, without gradients."""
+        for micro in micro_batches(batch):
+            yield self.forward(self.module, micro)
+
+    def learning_rate(self) -> float:
+        """Linear warm-up over `warmup_steps`, then the schedule down to `min_lr_ratio` at `total_steps`."""
+        config = self.config
+        if self.step < config.warmup_steps:
+            return config.lr * (self.step + 1) / config.warmup_steps
+        if config.schedule == "constant":
+            return config.lr
+        span = max(1, self.total_steps - config.warmup_steps)
+        done = min(1.0, (self.step - config.warmup_steps) / span)
+        shape = 1.0 - done if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+        return config.lr * (config.min_lr_ratio + (1.0 - config.min_lr_ratio) * shape)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Weights and optimizer moments by name, for a checkpoint. Tensors are the live ones, not copies."""
+        state = {f"weight.{name}": p.detach() for name, p in zip(self.names, self.parameters, strict=True)}
+        for name, p in zip(self.names, self.parameters, strict=True):
+            for key, value in self.optimizer.state.get(p, {}).items():
+                state[f"{key}.{name}"] = value
+        state["updates"] = torch.tensor(self.step)
+        return state
+
+    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Restores what `state` returned."""
+        with torch.no_grad():
+            for name, p in zip(self.names, self.parameters, strict=True):
+                p.copy_(state[f"weight.{name}"])
+        for name, p in zip(self.names, self.parameters, strict=True):
+            if f"exp_avg.{name}" in state:
+                keys = ("step", "exp_avg", "exp_avg_sq")
+                self.optimizer.state[p] = {key: state[f"{key}.{name}"].clone() for key in keys}
+        self.step = int(state["updates"])
+
+    def _skip(self, metrics: dict[str, Metric], reason: str) -> Update:
+        self.optimizer.zero_grad(set_to_none=True)
+        return Update(reduce(metrics), math.nan, skipped=reason)
