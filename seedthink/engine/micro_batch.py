@@ -6,13 +6,13 @@ predicts it stands at t - 1 of the same sequence. Only rows with `mask_T` 1 reac
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from seedthink.types import Batch
+from seedthink.types import Batch, Scored
 
 _PER_TOKEN = ("mask_T", "logprob_T", "proximal_T", "reference_T", "advantage_T", "return_T", "value_T", "positive_T")
 
@@ -72,3 +72,44 @@ def _slice(batch: Batch, first: int, last: int) -> MicroBatch:
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+
+
+def scoring_batch(scored: Sequence[Scored], token_budget: int) -> tuple[Batch, list[slice]]:
+    """Sequences packed for a forward without a loss, and where each one's response tokens stand in the flat arrays.
+
+    Micro-batches are filled in order up to `token_budget` tokens; a longer sequence stands alone.
+    """
+    lengths = [len(s.rollout.prompt.tokens_T) + len(s.rollout.completion.tokens_T) for s in scored]
+    cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    mask_T = np.zeros(int(cu_seqlens[-1]), np.float32)
+    tokens_T = np.zeros(int(cu_seqlens[-1]), np.int32)
+    spans, micro_B, micro, filled = [], [], 0, 0
+    for item, begin, length in zip(scored, cu_seqlens, lengths, strict=False):
+        answer = int(begin) + len(item.rollout.prompt.tokens_T)
+        end = int(begin) + length
+        tokens_T[begin:answer], tokens_T[answer:end] = item.rollout.prompt.tokens_T, item.rollout.completion.tokens_T
+        mask_T[answer:end] = 1.0
+        spans.append(slice(answer, end))
+        if filled and filled + length > token_budget:
+            micro, filled = micro + 1, 0
+        filled += length
+        micro_B.append(micro)
+    none = np.zeros(0, np.float32)
+    batch = Batch(
+        tokens_T=tokens_T,
+        cu_seqlens=cu_seqlens,
+        micro_B=np.asarray(micro_B, np.int32),
+        mask_T=mask_T,
+        logprob_T=none,
+        proximal_T=none,
+        reference_T=none,
+        advantage_T=none,
+        return_T=none,
+        value_T=none,
+        positive_T=none,
+        sequence_weight_B=none,
+        global_tokens=float(mask_T.sum()),
+        global_sequences=float(len(scored)),
+        global_positive_tokens=0.0,
+    )
+    return batch, spans

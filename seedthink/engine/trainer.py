@@ -10,9 +10,10 @@ The trainer knows neither rewards nor algorithms: the loss arrives as a callable
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from seedthink.config.schema import OptimizerConfig
@@ -44,6 +45,13 @@ def value_forward(model: ValueModel, batch: MicroBatch) -> Outputs:
     context = PackedContext(batch.cu_seqlens_B1, model.compute, model.config.head_dim**-0.5)
     value_T = model(batch.tokens_T, context)
     return (batch.scatter(value_T.index_select(0, batch.predicted_R - 1)),)
+
+
+@torch.no_grad()
+def forward_only(module: torch.nn.Module, forward: Forward, batch: Batch) -> np.ndarray:
+    """The forward's first output over the whole batch, float32 [T], without gradients."""
+    outputs = [forward(module, micro)[0].numpy() for micro in micro_batches(batch)]
+    return np.concatenate(outputs) if outputs else np.zeros(0, np.float32)
 
 
 class Trainer:
@@ -82,12 +90,6 @@ class Trainer:
         self.optimizer.step()
         self.step += 1
         return Update({**reduce(metrics), "lr": rate}, norm)
-
-    @torch.no_grad()
-    def score(self, batch: Batch) -> Iterator[Outputs]:
-        """The forward's outputs for each micro-batch, without gradients."""
-        for micro in micro_batches(batch):
-            yield self.forward(self.module, micro)
 
     def learning_rate(self) -> float:
         """Linear warm-up over `warmup_steps`, then the schedule down to `min_lr_ratio` at `total_steps`."""

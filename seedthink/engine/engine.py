@@ -1,0 +1,158 @@
+"""One rank's engine: a policy that learns and generates with one set of weights, and a critic beside it.
+
+Verbs: submit / collect / abort (the Generator protocol), score (values and, where asked for, recomputed and reference
+log-probs), learn (one optimizer step of policy and critic), publish (the learned weights become the next version).
+Publishing moves no bytes: generation reads the very tensors that the optimizer writes, so it only counts the version and
+forgets the prefix cache. A rollout's log-probs are therefore those of the trainer, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from seedthink.config.schema import OptimizerConfig, RolloutConfig
+from seedthink.engine.generator import TokenGenerator
+from seedthink.engine.micro_batch import scoring_batch
+from seedthink.engine.model_io import load_model
+from seedthink.engine.trainer import Loss, Trainer, forward_only, policy_forward, value_forward
+from seedthink.models.value import ValueModel
+from seedthink.types import Batch, Completion, Detokenizer, Request, Scored, Update, Valued
+
+if TYPE_CHECKING:
+    from seedthink.types import Float32
+
+_EMPTY = np.zeros(0, dtype=np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """What an engine is built from. `dtype` is the matmul operands' dtype, `total_updates` the schedules' length.
+
+    `critic` False leaves the value network out; `reference` keeps a frozen copy of the starting policy; `recompute` asks
+    `score` for the policy's own log-probs (the proximal policy, where the behaviour policy's cannot be trusted).
+    """
+
+    model: Path
+    dtype: str = "float32"
+    rollout: RolloutConfig
+    policy_optimizer: OptimizerConfig
+    critic_optimizer: OptimizerConfig
+    total_updates: int
+    critic: bool = True
+    reference: bool = False
+    recompute: bool = False
+    micro_batch_tokens: int = 8192
+    kv_pages: int = 4096
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The callables that `learn` optimises; `value` is unused without a critic."""
+
+    policy: Loss
+    value: Loss | None = None
+
+
+class Engine:
+    """See the module's docstring. Not thread-safe: one verb at a time."""
+
+    def __init__(self, settings: EngineSettings, losses: Losses, detokenizer: Detokenizer | None = None) -> None:
+        self.settings, self.losses = settings, losses
+        compute = getattr(torch, settings.dtype)
+        temperature = settings.rollout.temperature
+        policy = load_model(settings.model, compute)
+        forward = partial(policy_forward, temperature=temperature)
+        self.policy = Trainer(policy, forward, settings.policy_optimizer, settings.total_updates)
+        self.critic: Trainer | None = None
+        if settings.critic:
+            critic = ValueModel.from_policy(policy)
+            self.critic = Trainer(critic, value_forward, settings.critic_optimizer, settings.total_updates)
+        self.reference = load_model(settings.model, compute) if settings.reference else None
+        self.version = 0
+        self.generator = TokenGenerator(
+            policy,
+            pages=settings.kv_pages,
+            max_batch_tokens=settings.rollout.max_batch_tokens,
+            max_sequences=settings.rollout.max_sequences,
+            detokenizer=detokenizer,
+            eos_token_ids=policy.config.eos_token_ids,
+        )
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queues generations; see `types.Generator`."""
+        self.generator.submit(requests)
+
+    def collect(self, timeout: float) -> Sequence[Completion]:
+        """Generates until some request finishes or `timeout` seconds have passed."""
+        return self.generator.collect(timeout)
+
+    def abort(self, ids: Sequence[str]) -> None:
+        """Gives up the named requests."""
+        self.generator.abort(ids)
+
+    def score(self, scored: Sequence[Scored]) -> list[Valued]:
+        """Critic values, proximal and reference log-probs of each response token, where the settings ask for them."""
+        batch, spans = scoring_batch(scored, self.settings.micro_batch_tokens)
+        value_T = proximal_T = reference_T = None
+        if self.critic is not None:
+            value_T = forward_only(self.critic.module, self.critic.forward, batch)
+        if self.settings.recompute:
+            proximal_T = forward_only(self.policy.module, self.policy.forward, batch)
+        if self.reference is not None:
+            reference_T = forward_only(self.reference, self.policy.forward, batch)
+
+        def cut(array_T: Float32 | None, span: slice) -> Float32:
+            return _EMPTY if array_T is None else array_T[span]
+
+        return [
+            Valued(item, cut(value_T, span), cut(proximal_T, span), cut(reference_T, span))
+            for item, span in zip(scored, spans, strict=True)
+        ]
+
+    def learn(self, batch: Batch) -> Update:
+        """One optimizer step of the policy and one of the critic on the same mini-batch."""
+        policy = self.policy.learn(batch, self.losses.policy)
+        metrics = {f"actor/{name}" if "/" not in name else name: value for name, value in policy.metrics.items()}
+        metrics["actor/grad_norm"] = policy.grad_norm
+        skipped = policy.skipped
+        if self.critic is not None:
+            critic = self.learn_value(batch)
+            metrics |= critic.metrics
+            skipped = skipped or critic.skipped
+        return Update(metrics, policy.grad_norm, skipped)
+
+    def learn_value(self, batch: Batch) -> Update:
+        """One optimizer step of the critic alone (value pretraining)."""
+        assert self.critic is not None and self.losses.value is not None
+        update = self.critic.learn(batch, self.losses.value)
+        metrics = {f"critic/{name}" if "/" not in name else name: value for name, value in update.metrics.items()}
+        return Update(metrics | {"critic/grad_norm": update.grad_norm}, update.grad_norm, update.skipped)
+
+    def publish(self) -> int:
+        """Makes the learned weights the next policy version and returns its number."""
+        self.version += 1
+        self.generator.set_version(self.version)
+        return self.version
+
+    def state(self) -> dict[str, Mapping[str, torch.Tensor]]:
+        """Groups of named tensors that a checkpoint keeps."""
+        groups: dict[str, Mapping[str, torch.Tensor]] = {"policy": self.policy.state()}
+        if self.critic is not None:
+            groups["critic"] = self.critic.state()
+        return groups
+
+    def load_state(self, groups: Mapping[str, Mapping[str, torch.Tensor]], version: int) -> None:
+        """Restores `state` and the policy version that it had."""
+        self.policy.load_state(groups["policy"])
+        if self.critic is not None:
+            self.critic.load_state(groups["critic"])
+        self.version = version
+        self.generator.set_version(version)
