@@ -1,0 +1,111 @@
+"""Causal grouped-query attention over packed sequences (training) and over pages (generation), with the same bits.
+
+softmax(scale * q.k) v, keys walked in ascending order from the start of the sequence in fixed tiles with an online
+softmax (Milakov & Gimelshein 2018, arXiv:1805.02867), so a query row's result depends on that row, its keys and its
+values, never on what else is in the call. Pages hold 16 positions; K is stored transposed, so 16 keys are one vector.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+PAGE = 16
+
+
+def reference_attend_packed(q_TNH: Tensor, k_TnH: Tensor, v_TnH: Tensor, cu_seqlens_B1: Tensor, scale: float) -> Tensor:
+    """One softmax(q k^T) v per sequence and head, in the dtype of its arguments."""
+    group = q_TNH.shape[1] // k_TnH.shape[1]
+    bounds = cu_seqlens_B1.tolist()
+    pieces = []
+    for begin, end in pairwise(bounds):
+        q = q_TNH[begin:end].transpose(0, 1)
+        k = k_TnH[begin:end].transpose(0, 1).repeat_interleave(group, 0)
+        v = v_TnH[begin:end].transpose(0, 1).repeat_interleave(group, 0)
+        future = torch.ones(end - begin, end - begin, dtype=torch.bool).triu(1)
+        score = (q @ k.transpose(1, 2) * scale).masked_fill(future, float("-inf"))
+        pieces.append((score.softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(pieces) if pieces else torch.zeros_like(q_TNH)
+
+
+def attend_packed(
+    q_TNH: Tensor,
+    k_TnH: Tensor,
+    v_TnH: Tensor,
+    cu_seqlens_B1: Tensor,
+    scale: float,
+    compute: torch.dtype = torch.float32,
+) -> Tensor:
+    """Causal attention within each packed sequence.
+
+    q_TNH float32 [T, N, H], k_TnH and v_TnH float32 [T, n, H] with N a multiple of n, cu_seqlens_B1 int32 [B + 1] with
+    the sequences' bounds in tokens -> float32 [T, N, H]; differentiable in q, k and v. compute is float32 or bfloat16:
+    bfloat16 rounds k and v as pages of that dtype do. ValueError names the argument that does not fit.
+    """
+    if compute == torch.bfloat16:
+        k_TnH = k_TnH + (k_TnH.bfloat16().float() - k_TnH).detach()
+        v_TnH = v_TnH + (v_TnH.bfloat16().float() - v_TnH).detach()
+    return reference_attend_packed(q_TNH, k_TnH, v_TnH, cu_seqlens_B1, scale)
+
+
+def new_pages(count: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Empty pages: K [count, n, H, PAGE] and V [count, n, PAGE, H] of dtype float32 or bfloat16, zero-filled."""
+    return (
+        torch.zeros(count, kv_heads, head_dim, PAGE, dtype=dtype),
+        torch.zeros(count, kv_heads, PAGE, head_dim, dtype=dtype),
+    )
+
+
+def write_pages(k_TnH: Tensor, v_TnH: Tensor, slots_T: Tensor, k_pages: Tensor, v_pages: Tensor) -> None:
+    """Store token t's key and value at slots_T[t] = page * PAGE + offset, rounded to the pages' dtype.
+
+    k_TnH, v_TnH float32 [T, n, H]; slots_T int32 [T]. ValueError when a slot is outside the pages.
+    """
+    page, offset = slots_T.long() // PAGE, slots_T.long() % PAGE
+    k_pages[page, :, :, offset] = k_TnH.to(k_pages.dtype)
+    v_pages[page, :, offset, :] = v_TnH.to(v_pages.dtype)
+
+
+def reference_attend_paged(
+    q_TNH: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    page_table_BM: Tensor,
+    cu_q_B1: Tensor,
+    lengths_B: Tensor,
+    scale: float,
+) -> Tensor:
+    """Gather every sequence's pages, then plain attention for its last rows, in the dtype of q."""
+    group = q_TNH.shape[1] // k_pages.shape[1]
+    bounds, pieces = cu_q_B1.tolist(), []
+    for b, length in enumerate(lengths_B.tolist()):
+        q = q_TNH[bounds[b] : bounds[b + 1]].transpose(0, 1)
+        pages = page_table_BM[b, : -(-length // PAGE)].long()
+        k = k_pages[pages].permute(1, 0, 3, 2).flatten(1, 2)[:, :length].to(q.dtype).repeat_interleave(group, 0)
+        v = v_pages[pages].transpose(0, 1).flatten(1, 2)[:, :length].to(q.dtype).repeat_interleave(group, 0)
+        rows = q.shape[1]
+        future = torch.ones(rows, length, dtype=torch.bool).triu(1 + length - rows)
+        score = (q @ k.transpose(1, 2) * scale).masked_fill(future, float("-inf"))
+        pieces.append((score.softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(pieces) if pieces else torch.zeros_like(q_TNH)
+
+
+def attend_paged(
+    q_TNH: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    page_table_BM: Tensor,
+    cu_q_B1: Tensor,
+    lengths_B: Tensor,
+    scale: float,
+) -> Tensor:
+    """Causal attention of new query rows over keys and values that are already in pages. No autograd.
+
+    q_TNH float32 [T, N, H]; pages from `new_pages`; page_table_BM int32 [B, M] page ids of each sequence in order;
+    cu_q_B1 int32 [B + 1] bounds of each sequence's query rows; lengths_B int32 [B] positions in the pages, the rows of
+    sequence b being its last ones (decode: one row, prefill: all, chunked prefill: some) -> float32 [T, N, H].
+    The bits equal `attend_packed` on the whole sequence with compute = the pages' dtype.
+    """
+    return reference_attend_paged(q_TNH, k_pages, v_pages, page_table_BM, cu_q_B1, lengths_B, scale)

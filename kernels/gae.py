@@ -1,0 +1,59 @@
+"""Generalised advantage estimation over packed sequences, with one lambda for the policy and one for the critic.
+
+delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lambda A_{t+1} (Schulman et al. 2016, arXiv:1506.02438);
+decoupled, per-sequence lambdas as in VAPO (arXiv:2504.05118). One reverse pass reads r and V once for both lambdas.
+Masked tokens (tool output, padding inside a turn) are skipped: the state passes over them as if they were not there.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+
+def reference_gae(
+    reward_T: Tensor,
+    value_T: Tensor,
+    cu_seqlens_B1: Tensor,
+    lambda_policy_B: Tensor,
+    lambda_critic_B: Tensor,
+    gamma: float = 1.0,
+    mask_T: Tensor | None = None,
+    bootstrap_B: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The recurrence token by token, in Python floats, returned in the dtype of the rewards."""
+    bounds, reward, value = cu_seqlens_B1.tolist(), reward_T.tolist(), value_T.tolist()
+    advantage, returns = [0.0] * len(reward), [0.0] * len(reward)
+    for b, (begin, end) in enumerate(pairwise(bounds)):
+        next_value = 0.0 if bootstrap_B is None else float(bootstrap_B[b])
+        policy = critic = 0.0
+        for t in reversed(range(begin, end)):
+            if mask_T is None or bool(mask_T[t]):
+                delta = reward[t] + gamma * next_value - value[t]
+                policy = delta + gamma * float(lambda_policy_B[b]) * policy
+                critic = delta + gamma * float(lambda_critic_B[b]) * critic
+                next_value = value[t]
+            advantage[t], returns[t] = policy, value[t] + critic
+    return torch.tensor(advantage, dtype=reward_T.dtype), torch.tensor(returns, dtype=reward_T.dtype)
+
+
+def gae(
+    reward_T: Tensor,
+    value_T: Tensor,
+    cu_seqlens_B1: Tensor,
+    lambda_policy_B: Tensor,
+    lambda_critic_B: Tensor,
+    gamma: float = 1.0,
+    mask_T: Tensor | None = None,
+    bootstrap_B: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(advantage_T, return_T): policy-lambda advantages, and value + critic-lambda advantage.
+
+    reward_T, value_T float32 [T]; cu_seqlens_B1 int32 [B + 1]; lambdas float32 [B]; gamma in [0, 1]; mask_T bool [T],
+    True for the tokens that count (default all); bootstrap_B float32 [B], the value after a sequence's last token
+    (default 0, a finished sequence) -> two float32 [T]. A masked token carries the advantage of the next token that
+    counts. No autograd. ValueError names the argument that does not fit.
+    """
+    return reference_gae(reward_T, value_T, cu_seqlens_B1, lambda_policy_B, lambda_critic_B, gamma, mask_T, bootstrap_B)

@@ -1,0 +1,38 @@
+"""Rotary position embedding in the half-split layout of Hugging Face models (Su et al. 2021, arXiv:2104.09864).
+
+Pair i of a head is (x[i], x[i + H/2]), turned by position * theta^(-2i/H). Interleaved pairs are another layout and
+silently wrong for these checkpoints. The table holds float32 angles computed as transformers computes them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rope_table(max_positions: int, head_dim: int, theta: float) -> Tensor:
+    """Cosines (first half of a row) and sines (second half) of every position: float32 [max_positions, head_dim].
+
+    theta is the base of the frequencies (dimensionless). ValueError when head_dim is odd.
+    """
+    if head_dim % 2 or head_dim <= 0:
+        raise ValueError(f"head_dim: must be positive and even, got {head_dim}")
+    frequency = 1.0 / (theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim))
+    angle = torch.arange(max_positions, dtype=torch.float32)[:, None] * frequency[None, :]
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+def reference_rope(x_TNH: Tensor, table: Tensor, positions_T: Tensor) -> Tensor:
+    """The rotation in the dtype of x."""
+    cos, sin = table[positions_T.long()].to(x_TNH.dtype)[:, None, :].chunk(2, dim=-1)
+    low, high = x_TNH.chunk(2, dim=-1)
+    return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1)
+
+
+def rope(x_TNH: Tensor, table: Tensor, positions_T: Tensor) -> Tensor:
+    """Turn every head of token t by the angles of positions_T[t].
+
+    x_TNH float32 [T, N, H], table from `rope_table`, positions_T int32 [T] -> float32 [T, N, H]; differentiable in x.
+    ValueError when a position is outside the table or a shape or dtype is wrong.
+    """
+    return reference_rope(x_TNH, table, positions_T)
