@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from seedthink.config.schema import OptimizerConfig, RolloutConfig
+from seedthink.config.sections import GenerationConfig, OptimizerConfig
 from seedthink.engine.generator import TokenGenerator
 from seedthink.engine.micro_batch import scoring_batch
 from seedthink.engine.model_io import load_model
@@ -41,7 +41,7 @@ class EngineSettings:
 
     model: Path
     dtype: str = "float32"
-    rollout: RolloutConfig
+    rollout: GenerationConfig
     policy_optimizer: OptimizerConfig
     critic_optimizer: OptimizerConfig
     total_updates: int

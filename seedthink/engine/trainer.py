@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from seedthink.config.schema import OptimizerConfig
+from seedthink.config.sections import OptimizerConfig
 from seedthink.engine.micro_batch import MicroBatch, micro_batches
 from seedthink.kernels.logprob import linear_logprob
 from seedthink.models.context import PackedContext
