@@ -1,7 +1,7 @@
 """Metrics typed at birth, so that reducing them over micro-batches and ranks is exact.
 
-A `Mean` carries its total and its count: the mean of a split batch is the mean of the whole, however it was split. A loss
-that was already divided by a global count is a `Sum`. Merging is associative and commutative up to float rounding,
+A `Mean` carries its total and its count: the mean of a split batch is the mean of the whole, however it was split. A
+loss that was already divided by a global count is a `Sum`. Merging is associative and commutative up to float rounding,
 except for `Last`, which keeps the later value.
 """
 
