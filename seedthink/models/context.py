@@ -1,0 +1,75 @@
+"""What a forward needs to know about its batch: positions, how to attend, and who watches the routing.
+
+One forward serves training and generation because this object, and not the model, knows where keys and values live:
+`PackedContext` holds whole sequences back to back; the generator's paged context writes and reads cache pages. Both
+walk the keys in the same tiles, so that a token's hidden state has the same bits under either.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from seedthink.kernels.attention import attend_packed
+from seedthink.kernels.moe import Routing
+
+
+class Context(Protocol):
+    """The batch as a model sees it. `positions_T` int32 is each token's position within its own sequence."""
+
+    positions_T: Tensor
+
+    def attend(self, layer: int, q_TNH: Tensor, k_TnH: Tensor, v_TnH: Tensor) -> Tensor:
+        """Causal attention of layer `layer` within each sequence; returns o_TNH float32."""
+        ...
+
+    def note_routing(self, layer: int, routing: Routing, logits_TE: Tensor) -> None:
+        """Told once per sparse layer and forward which experts the tokens went to, and the router's logits."""
+        ...
+
+
+class PackedContext:
+    """Whole sequences back to back, for training and scoring; sequence b is rows cu_seqlens_B1[b]..cu_seqlens_B1[b+1].
+
+    compute: the dtype to which keys and values are rounded. scale: what q.k is multiplied by, head_dim ** -0.5.
+    collect_counts: `counts[layer]` int32 [E] sums the tokens that each expert received over all forwards.
+    collect_router: `router` lists (layer, logits_TE, routing) of each forward, for the balance loss.
+    """
+
+    def __init__(
+        self,
+        cu_seqlens_B1: Tensor,
+        compute: torch.dtype,
+        scale: float,
+        *,
+        collect_counts: bool = False,
+        collect_router: bool = False,
+    ) -> None:
+        self.cu_seqlens_B1 = cu_seqlens_B1
+        self.compute, self.scale = compute, scale
+        self.collect_counts, self.collect_router = collect_counts, collect_router
+        self.positions_T = packed_positions(cu_seqlens_B1)
+        self.counts: dict[int, Tensor] = {}
+        self.router: list[tuple[int, Tensor, Routing]] = []
+
+    def attend(self, layer: int, q_TNH: Tensor, k_TnH: Tensor, v_TnH: Tensor) -> Tensor:
+        """Causal attention within each sequence; differentiable."""
+        return attend_packed(q_TNH, k_TnH, v_TnH, self.cu_seqlens_B1, self.scale, self.compute)
+
+    def note_routing(self, layer: int, routing: Routing, logits_TE: Tensor) -> None:
+        """Keeps what was asked for; nothing by default."""
+        if self.collect_counts:
+            seen = self.counts.get(layer)
+            self.counts[layer] = routing.counts_E.clone() if seen is None else seen + routing.counts_E
+        if self.collect_router:
+            self.router.append((layer, logits_TE, routing))
+
+
+def packed_positions(cu_seqlens_B1: Tensor) -> Tensor:
+    """Position of each packed token within its sequence: int32 [T] from int32 [B + 1]; (0, 2, 5) -> 0 1 0 1 2."""
+    starts_B, lengths_B = cu_seqlens_B1[:-1], cu_seqlens_B1.diff()
+    total = int(cu_seqlens_B1[-1])
+    starts_T = torch.repeat_interleave(starts_B, lengths_B, output_size=total)
+    return torch.arange(total, dtype=torch.int32) - starts_T

@@ -1,0 +1,100 @@
+"""The parts of a Qwen3 block. Parameters are float32; `compute` is the dtype of the matrix products' operands.
+
+Attention: q and k are normalised per head (RMSNorm over the head width) before the half-split rotary embedding; several
+query heads share a key-value head. MLP: down(silu(gate(x)) * up(x)). The sparse MLP sends a token to its k likeliest
+experts and sums them by router weight. Router products are always float32: they are small, and top-k must not flip.
+Projections that read the same rows are one weight: q, k and v; gate and up.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from seedthink.kernels.activation import swiglu
+from seedthink.kernels.linear import linear
+from seedthink.kernels.moe import experts, route
+from seedthink.kernels.norm import rms_norm
+from seedthink.kernels.rope import rope
+from seedthink.models.config import ModelConfig
+from seedthink.models.context import Context
+
+
+def empty(*shape: int) -> nn.Parameter:
+    """A float32 parameter without values yet: loading or `init_weights` fills it."""
+    return nn.Parameter(torch.empty(*shape, dtype=torch.float32))
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with normalised queries and keys. Rows of `qkv_weight`: N query, n key, n value heads."""
+
+    def __init__(self, config: ModelConfig, layer: int, compute: torch.dtype) -> None:
+        super().__init__()
+        heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
+        self.layer, self.compute, self.eps, self.head_dim = layer, compute, config.rms_norm_eps, width
+        self.q_shape, self.kv_shape = (-1, heads, width), (-1, kv_heads, width)
+        self.widths = (heads * width, kv_heads * width, kv_heads * width)
+        self.qkv_weight = empty(sum(self.widths), config.hidden_size)
+        self.q_norm_H, self.k_norm_H = empty(width), empty(width)
+        self.out_weight = empty(config.hidden_size, heads * width)
+
+    def forward(self, x_TD: Tensor, table: Tensor, context: Context) -> Tensor:
+        """x_TD -> y_TD; `table` is the rotary table, `context` knows the keys and values of earlier tokens."""
+        q, k, v = linear(x_TD, self.qkv_weight, self.compute).split(self.widths, -1)
+        q = rms_norm(q.reshape(-1, self.head_dim), self.q_norm_H, self.eps)
+        k = rms_norm(k.reshape(-1, self.head_dim), self.k_norm_H, self.eps)
+        positions_T = context.positions_T
+        q_TNH = rope(q.view(self.q_shape), table, positions_T)
+        k_TnH = rope(k.view(self.kv_shape), table, positions_T)
+        o_TNH = context.attend(self.layer, q_TNH, k_TnH, v.contiguous().view(self.kv_shape))
+        return linear(o_TNH.view(-1, self.widths[0]), self.out_weight, self.compute)
+
+
+class DenseMLP(nn.Module):
+    """down(silu(gate(x)) * up(x)); gate rows stand before up rows."""
+
+    def __init__(self, config: ModelConfig, compute: torch.dtype) -> None:
+        super().__init__()
+        self.compute = compute
+        self.gate_up_2I_D = empty(2 * config.intermediate_size, config.hidden_size)
+        self.down_D_I = empty(config.hidden_size, config.intermediate_size)
+
+    def forward(self, x_TD: Tensor, context: Context) -> Tensor:
+        """x_TD -> y_TD."""
+        return linear(swiglu(linear(x_TD, self.gate_up_2I_D, self.compute)), self.down_D_I, self.compute)
+
+
+class SparseMoE(nn.Module):
+    """A mixture of experts: softmax over all experts, top-k, weights renormalised where the model says so."""
+
+    def __init__(self, config: ModelConfig, layer: int, compute: torch.dtype) -> None:
+        super().__init__()
+        experts_E, width, hidden = config.num_experts, config.moe_intermediate_size, config.hidden_size
+        self.layer, self.compute = layer, compute
+        self.k, self.norm_topk = config.experts_per_token, config.norm_topk_prob
+        self.router_ED = empty(experts_E, hidden)
+        self.gate_up_E_2I_D = empty(experts_E, 2 * width, hidden)
+        self.down_E_D_I = empty(experts_E, hidden, width)
+
+    def forward(self, x_TD: Tensor, context: Context) -> Tensor:
+        """x_TD -> y_TD; the context is told the routing."""
+        logits_TE = linear(x_TD, self.router_ED, torch.float32)
+        routing = route(logits_TE, self.k, self.norm_topk)
+        context.note_routing(self.layer, routing, logits_TE)
+        return experts(x_TD, routing, self.gate_up_E_2I_D, self.down_E_D_I, self.compute)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); the MLP is dense or sparse by `config.is_sparse(layer)`."""
+
+    def __init__(self, config: ModelConfig, layer: int, compute: torch.dtype) -> None:
+        super().__init__()
+        self.eps = config.rms_norm_eps
+        self.attention_norm_D, self.mlp_norm_D = empty(config.hidden_size), empty(config.hidden_size)
+        self.attention = Attention(config, layer, compute)
+        self.mlp = SparseMoE(config, layer, compute) if config.is_sparse(layer) else DenseMLP(config, compute)
+
+    def forward(self, x_TD: Tensor, table: Tensor, context: Context) -> Tensor:
+        """x_TD -> y_TD, the residual stream after this block."""
+        x_TD = x_TD + self.attention(rms_norm(x_TD, self.attention_norm_D, self.eps), table, context)
+        return x_TD + self.mlp(rms_norm(x_TD, self.mlp_norm_D, self.eps), context)

@@ -1,0 +1,74 @@
+"""Where each Hugging Face tensor of a model lives in our parameters; read forwards to load, backwards to save.
+
+A place is (parameter name, index): the HF tensor is exactly `parameter[index]`, a view, so one table serves import,
+export and their shape checks. q, k, v and gate, up are row ranges of one weight; an expert is an index of a stack.
+"""
+
+from __future__ import annotations
+
+from seedthink.models.config import ModelConfig
+
+Place = tuple[str, tuple[int | slice, ...]]
+
+_WHOLE: tuple[slice, ...] = ()
+
+
+def policy_places(config: ModelConfig) -> dict[str, Place]:
+    """HF tensor name -> place in a `Transformer`, in the order of the layers. A tied head has no tensor of its own."""
+    places = _trunk_places(config, "")
+    if not config.tie_word_embeddings:
+        places["lm_head.weight"] = ("unembed_VD", _WHOLE)
+    return places
+
+
+def value_places(config: ModelConfig) -> dict[str, Place]:
+    """HF tensor name -> place in a `ValueModel`; the names are those of a token classifier with one label."""
+    places = _trunk_places(config, "trunk.")
+    places["score.weight"] = ("head_1D", _WHOLE)
+    places["score.bias"] = ("head_bias_1", _WHOLE)
+    return places
+
+
+def tied_names(config: ModelConfig) -> dict[str, str]:
+    """HF tensors that a folder may hold although the model ties them -> the HF tensor that they must equal."""
+    return {"lm_head.weight": "model.embed_tokens.weight"} if config.tie_word_embeddings else {}
+
+
+def _trunk_places(config: ModelConfig, prefix: str) -> dict[str, Place]:
+    places: dict[str, Place] = {"model.embed_tokens.weight": (f"{prefix}embed_VD", _WHOLE)}
+    for layer in range(config.num_layers):
+        hf, ours = f"model.layers.{layer}", f"{prefix}blocks.{layer}"
+        places[f"{hf}.input_layernorm.weight"] = (f"{ours}.attention_norm_D", _WHOLE)
+        places |= _attention_places(config, f"{hf}.self_attn", f"{ours}.attention")
+        places[f"{hf}.post_attention_layernorm.weight"] = (f"{ours}.mlp_norm_D", _WHOLE)
+        if config.is_sparse(layer):
+            places |= _expert_places(config, f"{hf}.mlp", f"{ours}.mlp")
+        else:
+            width = config.intermediate_size
+            places[f"{hf}.mlp.gate_proj.weight"] = (f"{ours}.mlp.gate_up_2I_D", (slice(0, width),))
+            places[f"{hf}.mlp.up_proj.weight"] = (f"{ours}.mlp.gate_up_2I_D", (slice(width, 2 * width),))
+            places[f"{hf}.mlp.down_proj.weight"] = (f"{ours}.mlp.down_D_I", _WHOLE)
+    places["model.norm.weight"] = (f"{prefix}norm_D", _WHOLE)
+    return places
+
+
+def _attention_places(config: ModelConfig, hf: str, ours: str) -> dict[str, Place]:
+    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    return {
+        f"{hf}.q_proj.weight": (f"{ours}.qkv_weight", (slice(0, q),)),
+        f"{hf}.k_proj.weight": (f"{ours}.qkv_weight", (slice(q, q + kv),)),
+        f"{hf}.v_proj.weight": (f"{ours}.qkv_weight", (slice(q + kv, q + 2 * kv),)),
+        f"{hf}.q_norm.weight": (f"{ours}.q_norm_H", _WHOLE),
+        f"{hf}.k_norm.weight": (f"{ours}.k_norm_H", _WHOLE),
+        f"{hf}.o_proj.weight": (f"{ours}.out_weight", _WHOLE),
+    }
+
+
+def _expert_places(config: ModelConfig, hf: str, ours: str) -> dict[str, Place]:
+    width = config.moe_intermediate_size
+    places: dict[str, Place] = {f"{hf}.gate.weight": (f"{ours}.router_ED", _WHOLE)}
+    for expert in range(config.num_experts):
+        places[f"{hf}.experts.{expert}.gate_proj.weight"] = (f"{ours}.gate_up_E_2I_D", (expert, slice(0, width)))
+        places[f"{hf}.experts.{expert}.up_proj.weight"] = (f"{ours}.gate_up_E_2I_D", (expert, slice(width, 2 * width)))
+        places[f"{hf}.experts.{expert}.down_proj.weight"] = (f"{ours}.down_E_D_I", (expert,))
+    return places

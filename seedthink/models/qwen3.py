@@ -1,0 +1,73 @@
+"""Qwen3 and Qwen3-MoE decoders (Qwen3 technical report, arXiv 2505.09388), the exact Hugging Face architecture.
+
+    h = embed[tokens]; for each block: h += attention(norm(h)); h += mlp(norm(h)); logits = norm(h) head^T
+
+One forward for packed training and paged generation: the context supplies positions and attention. Which layers hold
+experts is the config's business, so one class serves both families.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seedthink.kernels.linear import linear
+from seedthink.kernels.norm import rms_norm
+from seedthink.kernels.rope import rope_table
+from seedthink.models.config import ModelConfig
+from seedthink.models.context import Context
+from seedthink.models.layers import Block, empty
+
+
+@lru_cache(maxsize=8)
+def _shared_table(max_positions: int, head_dim: int, theta: float) -> Tensor:
+    return rope_table(max_positions, head_dim, theta)
+
+
+class Transformer(nn.Module):
+    """A decoder without values yet: call `init_weights`, or load a folder into it.
+
+    compute: float32 or bfloat16, the dtype of matrix operands and of cached keys and values. with_head False leaves the
+    vocabulary projection out (a critic's trunk needs none).
+    """
+
+    def __init__(self, config: ModelConfig, compute: torch.dtype = torch.float32, *, with_head: bool = True) -> None:
+        super().__init__()
+        self.config, self.compute, self.eps = config, compute, config.rms_norm_eps
+        self.embed_VD = empty(config.vocab_size, config.hidden_size)
+        self.blocks = nn.ModuleList(Block(config, layer, compute) for layer in range(config.num_layers))
+        self.norm_D = empty(config.hidden_size)
+        if with_head and not config.tie_word_embeddings:
+            self.unembed_VD = empty(config.vocab_size, config.hidden_size)
+        table = _shared_table(config.max_position_embeddings, config.head_dim, config.rope_theta)
+        self.register_buffer("table", table, persistent=False)
+
+    @property
+    def head_VD(self) -> Tensor:
+        """The vocabulary projection: the embedding itself where the config ties them."""
+        return self.embed_VD if self.config.tie_word_embeddings else self.unembed_VD
+
+    def forward(self, tokens_T: Tensor, context: Context) -> Tensor:
+        """int64 tokens_T -> float32 hidden_TD after the final norm; positions must be below max_position_embeddings."""
+        hidden_TD = F.embedding(tokens_T, self.embed_VD)
+        table = self.table
+        for block in self.blocks:
+            hidden_TD = block(hidden_TD, table, context)
+        return rms_norm(hidden_TD, self.norm_D, self.eps)
+
+    def logits(self, hidden_TD: Tensor) -> Tensor:
+        """Rows of hidden states -> float32 logits_TV."""
+        return linear(hidden_TD, self.head_VD, self.compute)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Norms 1, everything else normal with `config.initializer_range`: a function of the seed and the config."""
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in self.parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(0.0, self.config.initializer_range, generator=generator)
