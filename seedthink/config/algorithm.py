@@ -1,15 +1,15 @@
 """The algorithm's switches and the presets made of them; `rl` composes its pure functions from one `AlgorithmConfig`.
 
-A preset is a set of values, nothing more: `AlgorithmConfig()` is `vapo`, and every other preset differs in the fields
-listed in `PRESETS`. Values come from the papers (VAPO 2504.05118, DAPO 2503.14476, VC-PPO 2503.01491, GRPO 2402.03300,
-GSPO 2507.18071, CISPO 2506.13585, RLOO 2402.14740, REINFORCE++ 2501.03262, Dr.GRPO 2503.20783); where a paper is silent,
-the choice is the one that adds no term. `without_effect` names the switches that a composition ignores, and why.
+A preset is a set of values, nothing more: `AlgorithmConfig()` is `vapo`, and `PRESETS` lists where the others differ.
+Values come from the papers (VAPO 2504.05118, DAPO 2503.14476, VC-PPO 2503.01491, GRPO 2402.03300, GSPO 2507.18071,
+CISPO 2506.13585, RLOO 2402.14740, REINFORCE++ 2501.03262, Dr.GRPO 2503.20783); where a paper is silent, the choice is
+the one that adds no term. No preset keeps a reference policy (GRPO's own kl_weight was 0.04).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from seedthink.config.fields import Amount, Count, Fraction, Positive, PositiveAmount, Share
@@ -39,7 +39,7 @@ class AlgorithmConfig:
     gae_lambda_adaptive: bool = True
     """Policy lambda grows with the answer's length l as 1 - 1/(gae_length_alpha * l); false takes gae_lambda_policy."""
     gae_length_alpha: PositiveAmount = 0.05
-    """Horizon of adaptive policy GAE as a share of the answer's length; 0.5 to 1 suits answers below some 200 tokens."""
+    """Horizon of adaptive policy GAE as a share of the answer's length; 0.5 to 1 suits answers below 200 tokens."""
     gae_lambda_policy: Fraction = 0.95
     """Constant policy lambda, used when gae_lambda_adaptive is false."""
     whiten_advantages: bool = False
@@ -56,7 +56,7 @@ class AlgorithmConfig:
     """Mean over the mini-batch's tokens, over its sequences of their means, or "constant": sum over tokens divided by
     sequences times rollout.max_tokens."""
     value_clip: Amount = 0.0
-    """Largest move of a value from the one at rollout time, in units of reward, before its gradient stops; 0 sets none."""
+    """Move of a value from the one at rollout time, in units of reward, where its gradient stops; 0 sets no limit."""
     positive_nll_weight: Amount = 0.1
     """Weight of the language-model loss on right answers, per token of them."""
     entropy_weight: Amount = 0.0
@@ -71,7 +71,8 @@ class AlgorithmConfig:
     """Recompute log-probs at the start of an update and clip against them; false clips against the behaviour policy."""
     correction: Correction = "none"
     """Weight for the gap between proximal and behaviour policy: "tis" (capped at correction_high), "icepop" (0 outside
-    the band), and per sequence: "sequence_tis", "sequence_mis" (0 above), "sequence_mask" (geometric mean in the band)."""
+    the band); per sequence "sequence_tis", "sequence_mis" (0 above), "sequence_mask" (0 if the geometric mean is
+    outside)."""
     correction_low: Amount = 0.5
     """Lower end of the band: icepop 0.5, sequence_mask 0.999."""
     correction_high: PositiveAmount = 2.0
@@ -83,7 +84,7 @@ class AlgorithmConfig:
     reward_wrong: float = -1.0
     """Reward of a wrong answer (score 0); scores in between are interpolated."""
     overlong_penalty: Amount = 0.0
-    """Reward taken off an answer as long as rollout.max_tokens; falls linearly to 0 over overlong_cache. 0 sets none."""
+    """Reward taken off an answer as long as rollout.max_tokens, linearly less over overlong_cache; 0 takes nothing."""
     overlong_cache: Share = 0.2
     """Last part of rollout.max_tokens, as a share of it, over which the overlong penalty grows."""
     overlong_filter: bool = False
@@ -96,7 +97,7 @@ class AlgorithmConfig:
     def __post_init__(self) -> None:
         if 0 < self.dual_clip <= 1:
             raise ConfigError(
-                f"algorithm.dual_clip is {self.dual_clip:g}; it must be above 1 (3 is usual), or 0 for none"
+                f"algorithm.dual_clip is {self.dual_clip:g}; set it above 1 (3 is usual), or to 0 for none"
             )
         banded = self.correction in ("icepop", "sequence_mask")
         if banded and self.correction_low > self.correction_high:
@@ -106,21 +107,22 @@ class AlgorithmConfig:
             )
         if self.reward_wrong >= self.reward_right:
             raise ConfigError(
-                f"algorithm.reward_wrong {self.reward_wrong:g} must be below algorithm.reward_right {self.reward_right:g}"
+                f"algorithm.reward_wrong is {self.reward_wrong:g} and algorithm.reward_right {self.reward_right:g}; "
+                "set reward_wrong below reward_right"
             )
 
     @property
-    def uses_critic(self) -> bool:
+    def critic(self) -> bool:
         """Whether rollouts need values."""
         return self.estimator == "gae"
 
     @property
-    def uses_reference(self) -> bool:
+    def reference(self) -> bool:
         """Whether rollouts need a reference policy's log-probs."""
         return self.kl_weight > 0
 
     @property
-    def uses_groups(self) -> bool:
+    def grouped(self) -> bool:
         """Whether advantages compare the members of a group."""
         return self.estimator in GROUP_ESTIMATORS
 
@@ -151,12 +153,18 @@ def without_effect(config: AlgorithmConfig) -> dict[str, str]:
     return found
 
 
-def ineffective(config: AlgorithmConfig) -> list[str]:
-    """Keys set to something else than their preset's value although nothing reads them: a mistake of the user's."""
+def ineffective(config: AlgorithmConfig) -> dict[str, str]:
+    """Keys set to something else than their preset's value although nothing reads them, each with the reason."""
     base = PRESETS[config.preset]
     ignored = without_effect(config)
-    names = (f.name for f in fields(config))
-    return [name for name in names if name in ignored and getattr(config, name) != getattr(base, name)]
+    return {name: reason for name, reason in ignored.items() if getattr(config, name) != getattr(base, name)}
+
+
+def preset(name: str) -> AlgorithmConfig:
+    """The values of a named preset. ConfigError for a name that is none."""
+    if name not in PRESETS:
+        raise ConfigError(f"algorithm.preset is '{name}'; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
 
 
 def _presets() -> dict[str, AlgorithmConfig]:
