@@ -2,9 +2,11 @@
 // needed and one build serves every torch version. Every kernel runs with the GIL released.
 #include <pybind11/pybind11.h>
 
+#include "attention/attention.h"
 #include "common/isa.h"
 #include "common/pool.h"
 #include "common/view.h"
+#include "linear/linear.h"
 #include "norm/norm.h"
 
 namespace py = pybind11;
@@ -96,6 +98,17 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", &seedthink::isa_name);
   m.def("threads", &seedthink::threads);
   m.def("set_threads", &seedthink::set_threads);
+
+  // linear
+  ST_DEF(pack_panels);
+  ST_DEF(linear_forward);
+  ST_DEF(linear_weight_grad);
+
+  // attention
+  ST_DEF(attend_packed_forward);
+  ST_DEF(attend_packed_backward);
+  ST_DEF(attend_paged);
+  ST_DEF(write_pages);
 
   // norm
   ST_DEF(rms_norm_forward);

@@ -35,11 +35,17 @@ inline vf load(const bf16* p) {
 
 // The first n (0..16) lanes; the others read as `fill` and are not touched in memory.
 inline vf load_n(const float* p, int n, float fill = 0.f) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_mask_loadu_ps((__m512)splat(fill), static_cast<__mmask16>((1u << n) - 1u), p);
+#endif
   alignas(64) float lane[kLanes];
   for (int i = 0; i < kLanes; ++i) lane[i] = i < n ? p[i] : fill;
   return load(lane);
 }
 inline void store_n(float* p, vf v, int n) {
+#if defined(__AVX512F__)
+  return _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1u), (__m512)v);
+#endif
   alignas(64) float lane[kLanes];
   store(lane, v);
   for (int i = 0; i < n; ++i) p[i] = lane[i];
@@ -70,18 +76,29 @@ inline vf min(vf a, vf b) { return a < b ? a : b; }
 
 // Reductions over the lanes by a fixed tree: 8 + 8, 4 + 4, 2 + 2, 1 + 1.
 inline float sum(vf v) {
+#if defined(__AVX512F__)
+  const __m256 a = _mm256_add_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
+  const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
+#else
   alignas(64) float lane[kLanes];
   store(lane, v);
   for (int half = kLanes / 2; half > 0; half /= 2)
     for (int i = 0; i < half; ++i) lane[i] = lane[i] + lane[i + half];
   return lane[0];
+#endif
 }
 inline float reduce_max(vf v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)v);
+#else
   alignas(64) float lane[kLanes];
   store(lane, v);
   float best = lane[0];
   for (int i = 1; i < kLanes; ++i) best = lane[i] > best ? lane[i] : best;
   return best;
+#endif
 }
 
 // exp with about 1 ulp of error on [-87, 88]; below it underflows to 0, above it is +inf; NaN stays NaN.
