@@ -16,7 +16,7 @@ class Mean(NamedTuple):
     """A weighted mean: `total` over `count` entries; nan where nothing was counted."""
 
     total: float
-    count: float
+    count: float  # type: ignore[assignment]  # shadows tuple.count, which nobody calls on a metric
 
 
 class Max(NamedTuple):
