@@ -44,7 +44,7 @@ class GeneratorStats:
 class TokenGenerator:
     """Completes requests with `model`, as the `Generator` protocol says; the caller drives it by `step` or `collect`.
 
-    pages: KV pages of 16 positions. max_batch_tokens: tokens that one step computes. max_sequences: how many generate at
+    pages: KV pages of 16 positions. max_batch_tokens: tokens that one step computes. max_sequences: how many run at
     once. eos_token_ids None means the model's own. After the weights change, call `set_version`.
     """
 

@@ -26,10 +26,12 @@ class PageCache:
         heads, width = config.num_kv_heads, config.head_dim
         self.layers = [new_pages(count, heads, width, dtype) for _ in range(config.num_layers)]
 
-    @staticmethod
-    def page_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
-        """Bytes that one page takes, over all layers."""
-        return 2 * config.num_layers * config.num_kv_heads * config.head_dim * PAGE * dtype.itemsize
+
+def pages_within(config: ModelConfig, dtype: torch.dtype, mebibytes: int, sequences: int) -> int:
+    """Pages that fit into `mebibytes`, but no more than `sequences` of the model's longest could use; at least one."""
+    page_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * PAGE * dtype.itemsize
+    longest = -(-config.max_position_embeddings // PAGE)
+    return max(1, min(mebibytes * 2**20 // page_bytes, sequences * longest))
 
 
 @dataclass(slots=True)
