@@ -8,11 +8,16 @@ values, never on what else is in the call. Pages hold 16 positions; K is stored 
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from seedthink.kernels.build import native
+from seedthink.kernels.registry import define
+
 PAGE = 16
+_C = native()
 
 
 def reference_attend_packed(q_TNH: Tensor, k_TnH: Tensor, v_TnH: Tensor, cu_seqlens_B1: Tensor, scale: float) -> Tensor:
@@ -44,10 +49,75 @@ def attend_packed(
     the sequences' bounds in tokens -> float32 [T, N, H]; differentiable in q, k and v. compute is float32 or bfloat16:
     bfloat16 rounds k and v as pages of that dtype do. ValueError names the argument that does not fit.
     """
-    if compute == torch.bfloat16:
-        k_TnH = k_TnH + (k_TnH.bfloat16().float() - k_TnH).detach()
-        v_TnH = v_TnH + (v_TnH.bfloat16().float() - v_TnH).detach()
-    return reference_attend_packed(q_TNH, k_TnH, v_TnH, cu_seqlens_B1, scale)
+    if compute not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"compute: expected torch.float32 or torch.bfloat16, got {compute}")
+    out: Tensor = _attend_packed(q_TNH, k_TnH, v_TnH, cu_seqlens_B1, scale, compute == torch.bfloat16)[0]
+    return out
+
+
+def _packed_forward(
+    q_TNH: Tensor, k_TnH: Tensor, v_TnH: Tensor, cu_seqlens_B1: Tensor, scale: float, half: bool
+) -> tuple[Tensor, Tensor]:
+    o_TNH, lse_TN = _packed_shapes(q_TNH, k_TnH, v_TnH, cu_seqlens_B1, scale, half)
+    _C.attend_packed_forward(q_TNH, k_TnH, v_TnH, cu_seqlens_B1, scale, half, o_TNH, lse_TN)
+    return o_TNH, lse_TN
+
+
+def _packed_shapes(
+    q_TNH: Tensor, k_TnH: Tensor, v_TnH: Tensor, cu_seqlens_B1: Tensor, scale: float, half: bool
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(q_TNH), q_TNH.new_empty(q_TNH.shape[:2])
+
+
+def _packed_gradients(
+    do_TNH: Tensor,
+    q_TNH: Tensor,
+    k_TnH: Tensor,
+    v_TnH: Tensor,
+    o_TNH: Tensor,
+    lse_TN: Tensor,
+    cu_seqlens_B1: Tensor,
+    scale: float,
+    half: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv = torch.empty_like(q_TNH), torch.empty_like(k_TnH), torch.empty_like(v_TnH)
+    _C.attend_packed_backward(do_TNH, q_TNH, k_TnH, v_TnH, o_TNH, lse_TN, cu_seqlens_B1, scale, half, dq, dk, dv)
+    return dq, dk, dv
+
+
+def _packed_gradient_shapes(
+    do_TNH: Tensor, q_TNH: Tensor, k_TnH: Tensor, v_TnH: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(q_TNH), torch.empty_like(k_TnH), torch.empty_like(v_TnH)
+
+
+def _save_packed(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.scale, ctx.half = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _packed_backward(ctx: Any, do_TNH: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if do_TNH is None:
+        return None, None, None, None, None, None
+    q, k, v, cu_seqlens, o, lse = ctx.saved_tensors
+    gradients = _attend_packed_gradients(do_TNH.contiguous(), q, k, v, o, lse, cu_seqlens, ctx.scale, ctx.half)
+    return *gradients, None, None, None
+
+
+_attend_packed_gradients = define(
+    "attend_packed_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor cu_seqlens, "
+    "float scale, bool half) -> (Tensor, Tensor, Tensor)",
+    cpu=_packed_gradients,
+    fake=_packed_gradient_shapes,
+)
+_attend_packed = define(
+    "attend_packed(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, float scale, bool half) -> (Tensor, Tensor)",
+    cpu=_packed_forward,
+    fake=_packed_shapes,
+    backward=_packed_backward,
+    setup_context=_save_packed,
+)
 
 
 def new_pages(count: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -63,9 +133,7 @@ def write_pages(k_TnH: Tensor, v_TnH: Tensor, slots_T: Tensor, k_pages: Tensor, 
 
     k_TnH, v_TnH float32 [T, n, H]; slots_T int32 [T]. ValueError when a slot is outside the pages.
     """
-    page, offset = slots_T.long() // PAGE, slots_T.long() % PAGE
-    k_pages[page, :, :, offset] = k_TnH.to(k_pages.dtype)
-    v_pages[page, :, offset, :] = v_TnH.to(v_pages.dtype)
+    _C.write_pages(k_TnH, v_TnH, slots_T, k_pages, v_pages)
 
 
 def reference_attend_paged(
@@ -108,4 +176,6 @@ def attend_paged(
     sequence b being its last ones (decode: one row, prefill: all, chunked prefill: some) -> float32 [T, N, H].
     The bits equal `attend_packed` on the whole sequence with compute = the pages' dtype.
     """
-    return reference_attend_paged(q_TNH, k_pages, v_pages, page_table_BM, cu_q_B1, lengths_B, scale)
+    o_TNH = torch.empty_like(q_TNH)
+    _C.attend_paged(q_TNH, k_pages, v_pages, page_table_BM, cu_q_B1, lengths_B, scale, o_TNH)
+    return o_TNH

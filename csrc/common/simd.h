@@ -75,30 +75,23 @@ inline vf max(vf a, vf b) { return a > b ? a : b; }
 inline vf min(vf a, vf b) { return a < b ? a : b; }
 
 // Reductions over the lanes by a fixed tree: 8 + 8, 4 + 4, 2 + 2, 1 + 1.
+constexpr vi kSwap8 = {8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7};
+constexpr vi kSwap4 = {4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11};
+constexpr vi kSwap2 = {2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13};
+constexpr vi kSwap1 = {1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14};
 inline float sum(vf v) {
-#if defined(__AVX512F__)
-  const __m256 a = _mm256_add_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
-  const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-  const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
-  return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
-#else
-  alignas(64) float lane[kLanes];
-  store(lane, v);
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lane[i] = lane[i] + lane[i + half];
-  return lane[0];
-#endif
+  v = v + __builtin_shuffle(v, kSwap8);
+  v = v + __builtin_shuffle(v, kSwap4);
+  v = v + __builtin_shuffle(v, kSwap2);
+  v = v + __builtin_shuffle(v, kSwap1);
+  return v[0];
 }
 inline float reduce_max(vf v) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_max_ps((__m512)v);
-#else
-  alignas(64) float lane[kLanes];
-  store(lane, v);
-  float best = lane[0];
-  for (int i = 1; i < kLanes; ++i) best = lane[i] > best ? lane[i] : best;
-  return best;
-#endif
+  v = max(v, __builtin_shuffle(v, kSwap8));
+  v = max(v, __builtin_shuffle(v, kSwap4));
+  v = max(v, __builtin_shuffle(v, kSwap2));
+  v = max(v, __builtin_shuffle(v, kSwap1));
+  return v[0];
 }
 
 // exp with about 1 ulp of error on [-87, 88]; below it underflows to 0, above it is +inf; NaN stays NaN.

@@ -1,0 +1,64 @@
+// What attention's entry points check, and how a packed batch is cut into tasks.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "attention/tile.h"
+#include "common/view.h"
+
+namespace seedthink::ST_ISA::attention {
+
+constexpr int64_t kMaxHeadDim = 256;
+
+inline void check_heads(int64_t N, int64_t n, int64_t H) {
+  ST_CHECK(n > 0 && N % n == 0, "q: has ", N, " heads, expected a multiple of the ", n, " key-value heads");
+  ST_CHECK(H > 0 && H % kLanes == 0 && H <= kMaxHeadDim, "q: head width is ", H, ", expected a multiple of 16 up to ",
+           kMaxHeadDim);
+}
+
+// bounds [B + 1]: from 0 to `total`, never falling.
+inline void check_bounds(const char* what, const View& bounds_B1, int64_t B, int64_t total) {
+  bounds_B1.check(what, Dtype::i32, {B + 1});
+  const int32_t* bounds = bounds_B1.as<int32_t>();
+  ST_CHECK(bounds[0] == 0, what, ": starts at ", bounds[0], ", expected 0");
+  for (int64_t b = 0; b < B; ++b)
+    ST_CHECK(bounds[b] <= bounds[b + 1], what, ": falls from ", bounds[b], " to ", bounds[b + 1], " at entry ", b + 1);
+  ST_CHECK(bounds[B] == total, what, ": ends at ", bounds[B], ", expected the ", total, " rows of the data");
+}
+
+inline void check_packed(const View& q_TNH, const View& k_TnH, const View& v_TnH, const View& cu_seqlens_B1) {
+  q_TNH.check("q", Dtype::f32, {-1, -1, -1});
+  k_TnH.check("k", Dtype::f32, {q_TNH.size[0], -1, q_TNH.size[2]});
+  v_TnH.check("v", Dtype::f32, {q_TNH.size[0], k_TnH.size[1], q_TNH.size[2]});
+  check_heads(q_TNH.size[1], k_TnH.size[1], q_TNH.size[2]);
+  cu_seqlens_B1.check("cu_seqlens", Dtype::i32, {-1});
+  check_bounds("cu_seqlens", cu_seqlens_B1, cu_seqlens_B1.size[0] - 1, q_TNH.size[0]);
+}
+
+inline void check_pages(const View& k_pages, const View& v_pages, int64_t n, int64_t H) {
+  ST_CHECK(k_pages.dtype == Dtype::f32 || k_pages.dtype == Dtype::bf16, "k_pages: expected dtype float32 or bfloat16, got ",
+           name(k_pages.dtype));
+  k_pages.check("k_pages", k_pages.dtype, {-1, n, H, kPage});
+  v_pages.check("v_pages", k_pages.dtype, {k_pages.size[0], n, kPage, H});
+}
+
+// Query positions [begin, end) of the sequence that starts at `sequence`, in rows of the packed arrays.
+struct Span {
+  int64_t sequence, begin, end;
+};
+
+// Spans of at most `range` positions, the longest walks first so that threads finish together.
+inline std::vector<Span> cut(const View& cu_seqlens_B1, int64_t range) {
+  const int32_t* bounds = cu_seqlens_B1.as<int32_t>();
+  std::vector<Span> spans;
+  for (int64_t b = 0; b + 1 < cu_seqlens_B1.size[0]; ++b)
+    for (int64_t at = bounds[b]; at < bounds[b + 1]; at += range)
+      spans.push_back({bounds[b], at, std::min<int64_t>(at + range, bounds[b + 1])});
+  std::stable_sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) {
+    return (a.end - a.sequence) * (a.end - a.begin) > (b.end - b.sequence) * (b.end - b.begin);
+  });
+  return spans;
+}
+
+}  // namespace seedthink::ST_ISA::attention
