@@ -1,1 +1,1 @@
-""""""
+"""The run folder and everything that writes it: metrics, events, samples, environment, the terminal's line."""

@@ -1,0 +1,198 @@
+"""The run folder: what a run leaves behind, and the only thing that terminal, report and trackers read.
+
+    run.toml resolved.json env.json metrics.jsonl events/ rollouts/ checkpoints/ logs/ summary.json report.html
+
+A line of metrics.jsonl is `{"stage", "step", "seconds", NAME: number, ...}`; lines of one step add up. `seconds` is
+training time, which goes on where it stood after a resume. Going back to step k drops what lies beyond k, so the
+files always tell one history.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from seedthink.config.resolved import Change, diff, to_dict, to_toml
+from seedthink.errors import ConfigError, DataError, RunError
+from seedthink.telemetry.environment import environment
+from seedthink.telemetry.events import Events
+from seedthink.telemetry.jsonl import JsonLines, dumps, keep_until, write_atomic
+
+# Settings that may differ when a run goes on: they change when it ends, who works for it and what is kept, not what it
+# learns.
+FREE = ("run.*", "controller.*", "checkpoint.*", "evaluation.*", "model.threads", "reward.workers")
+FIXED = ("run.seed",)
+
+
+class RunFolder:
+    """One run's folder, held by one process at a time. Use `open_run` to get one."""
+
+    def __init__(self, path: Path, process: str = "controller") -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.rollouts = path / "rollouts"
+        self.logs = path / "logs"
+        path.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(path)
+        self.events = Events(path / "events", process)
+        self._metrics = JsonLines(path / "metrics.jsonl")
+        self._began = time.monotonic() - _last_seconds(path / "metrics.jsonl")
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far, in seconds, over all the processes that worked on this run."""
+        return time.monotonic() - self._began
+
+    def record(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one line of metrics. `stage` is "sft", "value" or "rl"; steps count from 1 (0: before the first)."""
+        stamp = {"stage": stage, "step": step, "seconds": round(self.seconds, 3)}
+        self._metrics.append(stamp | {name: _short(value) for name, value in metrics.items()})
+
+    def record_evaluation(self, stage: str, step: int, accuracy: Mapping[str, Any]) -> None:
+        """Append an evaluation: `{mean, low, high, k, pass_at_k, families: {name: the same}}`."""
+        self.record(stage, step, accuracy_metrics(accuracy))
+
+    def record_rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write the samples of a step to rollouts/step_N.jsonl, replacing an earlier attempt at that step."""
+        write_atomic(self.rollouts / f"step_{step}.jsonl", "".join(dumps(row) + "\n" for row in rows))
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json: the headline for programs."""
+        write_atomic(self.path / "summary.json", json.dumps(json.loads(dumps(summary)), indent=2) + "\n")
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Go back to the state after `step` of `stage`: drop later metrics and samples, and set the clock back."""
+
+        def beyond(row: Mapping[str, Any]) -> bool:
+            return row["stage"] == stage and row["step"] > step
+
+        self._metrics.close()
+        keep_until(self.path / "metrics.jsonl", beyond)
+        self._metrics = JsonLines(self.path / "metrics.jsonl")
+        for path in self.rollouts.glob("step_*.jsonl"):
+            if int(path.stem.removeprefix("step_")) > step:
+                path.unlink()
+        (self.path / "summary.json").unlink(missing_ok=True)
+        self._began = time.monotonic() - _last_seconds(self.path / "metrics.jsonl")
+        self.events.emit("rewind", stage=stage, to_step=step)
+
+    def close(self) -> None:
+        """Close the files and let go of the folder."""
+        self._metrics.close()
+        self.events.close()
+        os.close(self._lock)
+
+
+def open_run(config: Any, command: str, facts: Mapping[str, Any] | None = None) -> RunFolder:
+    """Create or reopen the folder that a configuration names, and write run.toml, resolved.json and env.json.
+
+    A folder that holds a checkpoint is gone on with: `run.resume` "auto" raises ConfigError with the difference when
+    settings that shape the result have changed, "changed" goes on all the same, "fresh" moves it aside first. A folder
+    without a checkpoint is started over. `facts` (build, device) go to env.json. RunError when another process holds
+    it.
+    """
+    path = Path(config.run.folder) / config.run.name
+    resume = getattr(config.run, "resume", "fresh")
+    os.close(_locked(path))
+    begun = any((path / "checkpoints").glob("*")) if path.exists() else False
+    if path.exists() and (resume == "fresh" or not begun):
+        _move_aside(path, keep=begun)
+    changes: list[Change] = []
+    if begun and resume != "fresh":
+        changes = changed_settings(path, config)
+        blocking = [change for change in changes if not free(change.key)]
+        if blocking and resume == "auto":
+            raise ConfigError(_refusal(path, blocking))
+    folder = RunFolder(path)
+    write_atomic(path / "run.toml", to_toml(config))
+    write_atomic(path / "resolved.json", json.dumps({"command": command, **to_dict(config)}, indent=2) + "\n")
+    write_atomic(path / "env.json", json.dumps(environment(facts), indent=2) + "\n")
+    folder.events.emit("open", command=command, changes=[str(change) for change in changes])
+    return folder
+
+
+def changed_settings(path: Path, config: Any) -> list[Change]:
+    """Return what differs between the settings a folder was last run with and `config`."""
+    return diff(_settings(path), to_dict(config))
+
+
+def free(key: str) -> bool:
+    """Say whether a setting may differ when a run goes on."""
+    return any(fnmatch(key, pattern) for pattern in FREE) and key not in FIXED
+
+
+def accuracy_metrics(accuracy: Mapping[str, Any]) -> dict[str, float]:
+    """Name the numbers of an evaluation as verl does: val-core/FAMILY/acc/mean@K, and its interval under val-aux."""
+    found: dict[str, float] = {}
+    for family, entry in {"all": accuracy, **accuracy.get("families", {})}.items():
+        found[f"val-core/{family}/acc/mean@{entry['k']}"] = entry["mean"]
+        found[f"val-core/{family}/acc/pass@{entry['k']}"] = entry["pass_at_k"]
+        found[f"val-aux/{family}/acc/low"] = entry["low"]
+        found[f"val-aux/{family}/acc/high"] = entry["high"]
+        found[f"val-aux/{family}/problems"] = entry["problems"]
+    return found
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        table = json.loads((path / "resolved.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path / 'resolved.json'} cannot be read ({error}), so it is unknown what this run was; "
+            "start over with --run.resume fresh"
+        ) from None
+    table.pop("command", None)
+    return table
+
+
+def _refusal(path: Path, changes: Sequence[Change]) -> str:
+    listed = "\n".join(f"  {change}" for change in changes)
+    return (
+        f"{path} was run with other settings:\n{listed}\n"
+        "go on with the new ones: --run.resume changed; start over: --run.resume fresh; or choose another --run.name"
+    )
+
+
+def _move_aside(path: Path, keep: bool) -> None:
+    """Rename an earlier run to NAME-1, NAME-2 ...; one that never reached a checkpoint leaves only its lock."""
+    if keep or (path / "summary.json").exists():
+        number = 1
+        while (aside := path.with_name(f"{path.name}-{number}")).exists():
+            number += 1
+        path.rename(aside)
+        return
+    for name in ("metrics.jsonl", "summary.json", "report.html"):
+        (path / name).unlink(missing_ok=True)
+    for name in ("events", "rollouts"):
+        shutil.rmtree(path / name, ignore_errors=True)
+
+
+def _locked(path: Path) -> int:
+    """Take the folder's lock; the operating system lets go of it when the process dies, however it dies."""
+    path.mkdir(parents=True, exist_ok=True)
+    lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        owner = os.pread(lock, 32, 0).decode() or "unknown"
+        os.close(lock)
+        raise RunError(f"{path} is in use by process {owner}; wait for it, or choose another --run.name") from None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, str(os.getpid()).encode(), 0)
+    return lock
+
+
+def _last_seconds(path: Path) -> float:
+    last = keep_until(path, lambda row: False)
+    return float(last["seconds"]) if last else 0.0
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.7g}") if isinstance(value, float) else value
