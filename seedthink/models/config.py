@@ -68,8 +68,8 @@ class ModelConfig:
                 raise ConfigError(f"{key} = {getattr(self, key)} must be positive")
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(f"num_heads = {self.num_heads} must be a multiple of num_kv_heads = {self.num_kv_heads}")
-        if self.head_dim % 2:
-            raise ConfigError(f"head_dim = {self.head_dim} must be even: rotary embedding turns pairs")
+        if self.head_dim % 16 or self.head_dim > 256:
+            raise ConfigError(f"head_dim = {self.head_dim} must be a multiple of 16 up to 256 (attention kernels)")
         if self.experts_per_token > self.num_experts:
             raise ConfigError(
                 f"experts_per_token = {self.experts_per_token} is more than num_experts = {self.num_experts}"
@@ -101,9 +101,9 @@ class ModelConfig:
                 "num_experts": _integer(config, experts),
                 "experts_per_token": _integer(config, "num_experts_per_tok"),
                 "moe_intermediate_size": _integer(config, "moe_intermediate_size"),
-                "norm_topk_prob": bool(config.get("norm_topk_prob", False)),
+                "norm_topk_prob": _flag(config, "norm_topk_prob"),
                 "decoder_sparse_step": _integer(config, "decoder_sparse_step", 1),
-                "mlp_only_layers": tuple(config.get("mlp_only_layers") or ()),
+                "mlp_only_layers": _integers(config, "mlp_only_layers"),
             }
         try:
             return cls(
@@ -117,12 +117,12 @@ class ModelConfig:
                 head_dim=_integer(config, "head_dim", 128 if family == "qwen3" else hidden // max(heads, 1)),
                 rope_theta=_rope_theta(config),
                 rms_norm_eps=_number(config, "rms_norm_eps", 1e-6),
-                tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+                tie_word_embeddings=_flag(config, "tie_word_embeddings"),
                 max_position_embeddings=_integer(config, "max_position_embeddings", 32768),
                 initializer_range=_number(config, "initializer_range", 0.02),
-                eos_token_ids=_token_ids(ids.get("eos_token_id")),
-                bos_token_id=ids.get("bos_token_id"),
-                pad_token_id=ids.get("pad_token_id"),
+                eos_token_ids=_integers(ids, "eos_token_id"),
+                bos_token_id=_token_id(ids, "bos_token_id"),
+                pad_token_id=_token_id(ids, "pad_token_id"),
                 **sparse,
             )
         except ConfigError as error:
@@ -226,7 +226,18 @@ def _number(config: Mapping[str, Any], key: str, default: float) -> float:
     return float(value)
 
 
-def _token_ids(value: Any) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, list | tuple) else (int(value),)
+def _token_id(config: Mapping[str, Any], key: str) -> int | None:
+    return None if config.get(key) is None else _integer(config, key)
+
+
+def _integers(config: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    value = config.get(key)
+    several = value if isinstance(value, list) else [] if value is None else [value]
+    return tuple(_integer({key: one}, key) for one in several)
+
+
+def _flag(config: Mapping[str, Any], key: str) -> bool:
+    value = config.get(key, False)
+    if not isinstance(value, bool):
+        raise DataError(f"config.json: {key} = {value!r} must be true or false")
+    return value

@@ -17,9 +17,12 @@ from seedthink.kernels.moe import Routing
 
 
 class Context(Protocol):
-    """The batch as a model sees it. `positions_T` int32 is each token's position within its own sequence."""
+    """The batch as a model sees it."""
 
-    positions_T: Tensor
+    @property
+    def positions_T(self) -> Tensor:
+        """int32, each token's position within its own sequence."""
+        ...
 
     def attend(self, layer: int, q_TNH: Tensor, k_TnH: Tensor, v_TnH: Tensor) -> Tensor:
         """Causal attention of layer `layer` within each sequence; returns o_TNH float32."""

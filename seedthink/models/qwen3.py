@@ -24,7 +24,8 @@ from seedthink.models.layers import Block, empty
 
 @lru_cache(maxsize=8)
 def _shared_table(max_positions: int, head_dim: int, theta: float) -> Tensor:
-    return rope_table(max_positions, head_dim, theta)
+    with torch.inference_mode(False):  # shared with models that train, whoever builds the first one
+        return rope_table(max_positions, head_dim, theta)
 
 
 class Transformer(nn.Module):

@@ -1,0 +1,138 @@
+"""Positions, routing records, initial weights, the critic's start and the balance loss."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from seedthink.models.balance import balance_loss, expert_fraction
+from seedthink.models.config import ModelConfig
+from seedthink.models.context import PackedContext, packed_positions
+from seedthink.models.qwen3 import Transformer
+from seedthink.models.value import ValueModel
+
+CONFIG = ModelConfig(
+    family="qwen3_moe",
+    vocab_size=40,
+    hidden_size=32,
+    intermediate_size=32,
+    num_layers=3,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=16,
+    num_experts=4,
+    experts_per_token=2,
+    moe_intermediate_size=16,
+    norm_topk_prob=True,
+    mlp_only_layers=(1,),
+    max_position_embeddings=32,
+)
+
+
+def policy(seed: int = 0, compute: torch.dtype = torch.float32) -> Transformer:
+    model = Transformer(CONFIG, compute)
+    model.init_weights(seed)
+    return model
+
+
+def context(lengths: tuple[int, ...], **asked: bool) -> PackedContext:
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
+    return PackedContext(cu_seqlens, torch.float32, CONFIG.head_dim**-0.5, **asked)
+
+
+def test_positions_start_anew_in_each_sequence_and_skip_empty_ones() -> None:
+    positions = packed_positions(torch.tensor([0, 2, 2, 5], dtype=torch.int32))
+    assert positions.tolist() == [0, 1, 0, 1, 2] and positions.dtype == torch.int32
+
+
+def test_expert_counts_add_up_over_forwards_for_sparse_layers_only() -> None:
+    watched = context((5, 3), collect_counts=True)
+    model, tokens_T = policy(), torch.arange(8)
+    with torch.no_grad():
+        model(tokens_T, watched)
+        once = {layer: counts.tolist() for layer, counts in watched.counts.items()}
+        model(tokens_T, watched)
+    assert list(once) == [0, 2] and all(sum(counts) == 8 * 2 for counts in once.values())
+    assert {layer: counts.tolist() for layer, counts in watched.counts.items()} == {
+        layer: [2 * n for n in counts] for layer, counts in once.items()
+    }
+    assert watched.router == []
+
+
+def test_the_balance_loss_reaches_the_router_through_the_context() -> None:
+    watched = context((8,), collect_router=True)
+    model = policy()
+    model(torch.arange(8), watched)
+    losses = [balance_loss(logits, expert_fraction(routing.counts_E), 8.0) for _, logits, routing in watched.router]
+    sum(losses).backward()
+    assert [layer for layer, _, _ in watched.router] == [0, 2]
+    assert all(model.blocks[layer].mlp.router_ED.grad.abs().sum() > 0 for layer in (0, 2))
+
+
+def test_the_balance_loss_by_hand() -> None:
+    even = balance_loss(torch.zeros(3, 2), torch.tensor([0.5, 0.5]), 3.0)
+    assert even.item() == pytest.approx(1.0)
+    logits = torch.log(torch.tensor([[0.75, 0.25], [0.5, 0.5], [0.1, 0.9]]))
+    masked = balance_loss(logits, torch.tensor([1.0, 0.0]), 2.0, torch.tensor([1.0, 1.0, 0.0]))
+    assert masked.item() == pytest.approx(2 * (0.75 + 0.5) / 2)
+    assert expert_fraction(torch.tensor([3, 1], dtype=torch.int32)).tolist() == [0.75, 0.25]
+    assert expert_fraction(torch.zeros(2, dtype=torch.int32)).tolist() == [0.0, 0.0]
+
+
+def test_the_balance_loss_does_not_depend_on_the_cut_into_micro_batches() -> None:
+    logits, fraction = torch.randn(10, 4, dtype=torch.float64), torch.tensor([0.4, 0.3, 0.2, 0.1])
+    whole = balance_loss(logits, fraction, 10.0)
+    parts = [balance_loss(part, fraction, 10.0) for part in logits.split((3, 7))]
+    assert torch.allclose(whole, parts[0] + parts[1], rtol=1e-12)
+
+
+def test_initial_weights_depend_on_the_seed_and_not_on_threads() -> None:
+    threads = torch.get_num_threads()
+    first = policy(7).state_dict()
+    try:
+        torch.set_num_threads(1)
+        assert all(torch.equal(first[name], tensor) for name, tensor in policy(7).state_dict().items())
+    finally:
+        torch.set_num_threads(threads)
+    other = policy(8).state_dict()
+    assert not torch.equal(first["embed_VD"], other["embed_VD"])
+    assert first["norm_D"].unique().tolist() == [1.0]
+    assert first["embed_VD"].std().item() == pytest.approx(CONFIG.initializer_range, rel=0.1)
+
+
+def test_an_untrained_critic_says_zero_and_owns_its_trunk() -> None:
+    model = policy()
+    critic = ValueModel.from_policy(model)
+    tokens_T = torch.arange(8)
+    assert critic(tokens_T, context((8,))).tolist() == [0.0] * 8
+    assert "trunk.unembed_VD" not in critic.state_dict()
+    with torch.no_grad():
+        before = model(tokens_T, context((8,)))
+        critic.trunk.embed_VD.zero_()
+        assert torch.equal(model(tokens_T, context((8,))), before)
+
+
+def test_every_parameter_of_policy_and_critic_learns() -> None:
+    model = policy(2)
+    critic = ValueModel.from_policy(model)
+    with torch.no_grad():
+        critic.head_1D.fill_(0.1)
+    tokens_T = torch.arange(40)
+    model.logits(model(tokens_T[:30], context((30,)))).square().sum().backward()
+    critic(tokens_T[:30], context((30,))).square().sum().backward()
+    idle = [
+        name
+        for m in (model, critic)
+        for name, p in m.named_parameters()
+        if p.grad is None or not p.grad.abs().sum() > 0
+    ]
+    assert idle == []
+
+
+def test_bfloat16_compute_rounds_the_operands_and_keeps_float32_weights() -> None:
+    exact, rounded = policy(5), policy(5, torch.bfloat16)
+    tokens_T = torch.arange(12)
+    with torch.no_grad():
+        a, b = exact(tokens_T, context((12,))), rounded(tokens_T, context((12,)))
+    assert a.dtype == b.dtype == rounded.embed_VD.dtype == torch.float32
+    assert 1e-4 < float((a - b).abs().max() / a.abs().max()) < 5e-2
