@@ -1,0 +1,125 @@
+"""The run folder: what is in it, and that it tells one history however often a run stops and goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from seedthink.config import EvalConfig, RlConfig, load
+from seedthink.errors import ConfigError, RunError
+from seedthink.telemetry.folder import RunFolder, accuracy_metrics, open_run
+from seedthink.telemetry.jsonl import read_lines
+from seedthink.telemetry.summary import Summary
+
+
+def config(folder: Path, **overrides: object) -> RlConfig:
+    return load(None, RlConfig, {"run.folder": str(folder), **overrides})
+
+
+def steps_of(folder: RunFolder) -> list[tuple[str, int]]:
+    return [(row["stage"], row["step"]) for row in read_lines(folder.path / "metrics.jsonl")]
+
+
+def begun(tmp_path: Path) -> Path:
+    """A run that got as far as step 3 and a checkpoint at step 2."""
+    folder = open_run(config(tmp_path), "rl")
+    folder.record("value", 9, {"critic/vf_loss": 1.0})
+    for step in (1, 2, 3):
+        folder.record("rl", step, {"actor/entropy": 0.5})
+        folder.record_rollouts(step, [{"id": "a", "reward": 1.0}])
+    (folder.checkpoints / "step_2").mkdir(parents=True)
+    folder.close()
+    return folder.path
+
+
+def test_a_new_run_holds_recipe_settings_and_environment(tmp_path: Path) -> None:
+    folder = open_run(config(tmp_path, **{"rollout.group_size": 4}), "rl", {"build": {"isa": "avx2"}})
+    assert "group_size = 4" in (folder.path / "run.toml").read_text()
+    resolved = json.loads((folder.path / "resolved.json").read_text())
+    assert resolved["command"] == "rl" and resolved["rollout"]["group_size"] == 4
+    environment = json.loads((folder.path / "env.json").read_text())
+    assert environment["build"] == {"isa": "avx2"} and environment["packages"]["numpy"] and environment["cores"] >= 1
+    assert load(folder.path, RlConfig) == config(tmp_path, **{"rollout.group_size": 4})
+
+
+def test_going_back_drops_metrics_and_samples_beyond_the_step(tmp_path: Path) -> None:
+    begun(tmp_path)
+    folder = open_run(config(tmp_path), "rl")
+    assert steps_of(folder) == [("value", 9), ("rl", 1), ("rl", 2), ("rl", 3)]
+    folder.rewind("rl", 2)
+    folder.record("rl", 3, {"actor/entropy": 0.4})
+    assert steps_of(folder) == [("value", 9), ("rl", 1), ("rl", 2), ("rl", 3)]
+    assert sorted(path.name for path in folder.rollouts.iterdir()) == ["step_1.jsonl", "step_2.jsonl"]
+
+
+def test_training_time_goes_on_where_it_stood(tmp_path: Path) -> None:
+    path = begun(tmp_path)
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write('{"stage":"rl","step":4,"seconds":1000.0}\n')
+    folder = open_run(config(tmp_path), "rl")
+    assert 1000 <= folder.seconds < 1060
+    folder.rewind("rl", 3)
+    assert folder.seconds < 900
+
+
+def test_changed_settings_stop_a_resume_and_are_listed(tmp_path: Path) -> None:
+    path = begun(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        open_run(config(tmp_path, **{"rollout.group_size": 4}), "rl")
+    assert "rollout.group_size: 8 -> 4" in str(caught.value) and "--run.resume changed" in str(caught.value)
+    changed = {"rollout.group_size": 4, "run.resume": "changed"}
+    assert open_run(config(tmp_path, **changed), "rl").path == path
+
+
+def test_length_and_workers_may_change_without_asking(tmp_path: Path) -> None:
+    begun(tmp_path)
+    open_run(config(tmp_path, **{"run.steps": 500, "controller.kind": "local", "checkpoint.keep": 9}), "rl").close()
+    with pytest.raises(ConfigError, match=r"run\.seed: 0 -> 1"):
+        open_run(config(tmp_path, **{"run.seed": 1, "run.steps": 500, "controller.kind": "local"}), "rl")
+
+
+def test_starting_fresh_moves_the_earlier_run_aside(tmp_path: Path) -> None:
+    path = begun(tmp_path)
+    folder = open_run(config(tmp_path, **{"run.resume": "fresh"}), "rl")
+    assert steps_of(folder) == [] and not folder.checkpoints.exists()
+    assert len(read_lines(path.with_name("rl-1") / "metrics.jsonl")) == 4
+
+
+def test_a_run_without_a_checkpoint_is_started_over(tmp_path: Path) -> None:
+    folder = open_run(config(tmp_path), "rl")
+    folder.record("rl", 1, {"actor/entropy": 0.5})
+    folder.close()
+    again = open_run(config(tmp_path, **{"rollout.group_size": 4}), "rl")
+    assert steps_of(again) == [] and again.seconds < 60
+
+
+def test_a_finished_evaluation_is_kept_when_the_next_begins(tmp_path: Path) -> None:
+    settings = load(None, EvalConfig, {"run.folder": str(tmp_path)})
+    first = open_run(settings, "eval")
+    first.write_summary(Summary(command="eval", status="finished", steps=0).to_dict())
+    first.close()
+    open_run(settings, "eval").close()
+    assert (tmp_path / "eval-1" / "summary.json").exists()
+
+
+def test_two_processes_cannot_hold_one_folder(tmp_path: Path) -> None:
+    first = open_run(config(tmp_path), "rl")
+    with pytest.raises(RunError, match="in use by process"):
+        open_run(config(tmp_path), "rl")
+    first.close()
+    open_run(config(tmp_path), "rl").close()
+
+
+def test_an_evaluation_is_named_per_family_with_its_interval() -> None:
+    entry = {"mean": 0.5, "low": 0.4, "high": 0.6, "k": 4, "problems": 100, "pass_at_k": 0.8}
+    found = accuracy_metrics(entry | {"families": {"countdown": entry | {"mean": 0.25}}})
+    assert found["val-core/all/acc/mean@4"] == 0.5 and found["val-core/countdown/acc/mean@4"] == 0.25
+    assert found["val-aux/all/acc/low"] == 0.4 and found["val-core/all/acc/pass@4"] == 0.8
+
+
+def test_a_summary_with_nan_is_still_json(tmp_path: Path) -> None:
+    folder = open_run(config(tmp_path), "rl")
+    folder.write_summary({"logp_gap_max": float("nan")})
+    assert json.loads((folder.path / "summary.json").read_text()) == {"logp_gap_max": None}
