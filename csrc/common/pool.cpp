@@ -46,14 +46,17 @@ class Pool {
     std::lock_guard<std::mutex> one_at_a_time(run_);
     job_ = job;
     next_.store(0, std::memory_order_relaxed);
-    busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+    open_.store(true);
     {
       std::lock_guard<std::mutex> lock(mutex_);
       epoch_.fetch_add(1, std::memory_order_release);
     }
     if (sleeping_.load() > 0) wake_.notify_all();
     work();
-    for (int spin = 0; busy_.load(std::memory_order_acquire) != 0; ++spin) {
+    // Every chunk is handed out. A worker that is still asleep is not waited for: it finds the job closed. The order
+    // (close, then count) against a worker's (count itself, then look) leaves no gap between the two.
+    open_.store(false);
+    for (int spin = 0; entered_.load() != 0; ++spin) {
       if (spin > kSpins) sched_yield();
       __builtin_ia32_pause();
     }
@@ -76,7 +79,8 @@ class Pool {
   std::condition_variable wake_;
   std::atomic<uint64_t> epoch_{0};
   std::atomic<int64_t> next_{0};
-  std::atomic<int> busy_{0}, sleeping_{0};
+  std::atomic<int> entered_{0}, sleeping_{0};
+  std::atomic<bool> open_{false};
   bool stop_ = false;
   Job job_;
 };
@@ -96,8 +100,9 @@ void Pool::serve() {
     }
     seen = epoch_.load(std::memory_order_acquire);
     if (stop_) return;
-    work();
-    busy_.fetch_sub(1, std::memory_order_release);
+    entered_.fetch_add(1);
+    if (open_.load()) work();
+    entered_.fetch_sub(1);
   }
 }
 

@@ -169,20 +169,35 @@ void row_cells(const float* x, int64_t k, typename Kind::Cell* out) {
   }
 }
 
-// Two neighbouring rows of a matrix as cells along the row: out[c] = x[c] (Single, `odd` unused) or the pair
+// Sixteen pairs: even[c] in the low half of lane c, odd[c] in the high half.
+template <typename Kind>
+typename Kind::Reg pair_up(vf even, vf odd) {
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<Kind, PairDot>) {
+    alignas(64) static constexpr uint16_t kInterleave[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                             8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
+    return (vu)_mm512_permutexvar_epi16(_mm512_load_si512(kInterleave), halves);
+  }
+#endif
+  return round_bits(even) | round_bits(odd) << 16;
+}
+
+// Neighbouring rows of a matrix as cells along the row: out[c] = even[c] (Single, which ignores `odd`) or the pair
 // (even[c], odd[c]); a null `odd` reads as zeros.
 template <typename Kind>
 void across_cells(const float* even, const float* odd, int64_t n, typename Kind::Cell* out) {
-  if constexpr (Kind::kPerStep == 1) {
-    std::memcpy(out, even, n * sizeof(float));
-  } else {
-    for (int64_t c = 0; c < n; c += kLanes) {
-      const int live = static_cast<int>(std::min<int64_t>(kLanes, n - c));
-      vu bits = round_bits(load_n(even + c, live));
-      if (odd != nullptr) bits |= round_bits(load_n(odd + c, live)) << 16;
-      store_n(reinterpret_cast<float*>(out + c), reinterpret_cast<vf>(bits), live);
-    }
-  }
+  float* to = reinterpret_cast<float*>(out);  // moved as bits, never computed with
+  const auto cells = [&](vf low, vf high) {
+    if constexpr (Kind::kPerStep == 1)
+      return low;
+    else
+      return reinterpret_cast<vf>(pair_up<Kind>(low, high));
+  };
+  int64_t c = 0;
+  for (; c + kLanes <= n; c += kLanes) store(to + c, cells(load(even + c), odd != nullptr ? load(odd + c) : splat(0.f)));
+  if (const int rest = static_cast<int>(n - c))
+    store_n(to + c, cells(load_n(even + c, rest), odd != nullptr ? load_n(odd + c, rest) : splat(0.f)), rest);
 }
 
 // Workspace of the calling thread, kept between calls; slots are independent buffers.
@@ -206,8 +221,8 @@ T* scratch(int slot, int64_t count) {
   return static_cast<T*>(buffer.memory);
 }
 
-// Tokens in one chain of a weight gradient; the chains of successive chunks are added in order.
-constexpr int64_t kChunk = 256;
+// Steps in one chain of a weight gradient; the chains of successive chunks are added in order.
+constexpr int64_t kChainSteps = 256;
 
 // dw[n, k] = sum over t of dy[t, n] * x[t, k] for n in [n0, n1), k in [k0, k1). dy_row(t) and x_row(t) point at rows, so
 // that gathered rows need no copy of their own. An element's bits depend on its rows alone, never on the tile.
@@ -216,12 +231,12 @@ void weight_grad_tile(const DyRow& dy_row, const XRow& x_row, int64_t T, int64_t
                       float* dw, int64_t ldw) {
   using Cell = typename Kind::Cell;
   const int64_t height = n1 - n0, width = k1 - k0, pitch = (height + kLanes - 1) / kLanes * kLanes + kLanes;
-  Cell* left = scratch<Cell>(0, steps_of<Kind>(kChunk) * pitch);
-  Cell* right = scratch<Cell>(1, steps_of<Kind>(kChunk) * panel_count(width) * kPanel);
+  Cell* left = scratch<Cell>(0, kChainSteps * pitch);
+  Cell* right = scratch<Cell>(1, kChainSteps * panel_count(width) * kPanel);
   if (T == 0)
     for (int64_t n = n0; n < n1; ++n) std::fill(dw + n * ldw + k0, dw + n * ldw + k1, 0.f);
-  for (int64_t t0 = 0; t0 < T; t0 += kChunk) {
-    const int64_t steps = steps_of<Kind>(std::min(kChunk, T - t0));
+  for (int64_t t0 = 0; t0 < T; t0 += kChainSteps * Kind::kPerStep) {
+    const int64_t steps = std::min(kChainSteps, steps_of<Kind>(T - t0));
     for (int64_t s = 0; s < steps; ++s) {
       const int64_t t = t0 + s * Kind::kPerStep;
       const bool paired = Kind::kPerStep == 2 && t + 1 < T;

@@ -7,7 +7,7 @@ namespace seedthink::ST_ISA {
 namespace {
 
 constexpr int64_t kTileRows = 96;       // rows of a tile: their cells and one panel stay in the L2 cache
-constexpr int64_t kTileColumns = 256;   // columns of a weight gradient's tile
+constexpr int64_t kGradTile = 256;      // rows and columns of a weight gradient's tile, at most
 constexpr int64_t kInline = 16384;      // vector operations below which a second thread costs more than it gives
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -90,9 +90,14 @@ void forward(const View& x_TK, const View& panels, const View& y_TN) {
 template <typename Kind>
 void weight_grad(const View& dy_TN, const View& x_TK, const View& dweight_NK) {
   const int64_t T = dy_TN.size[0], N = dy_TN.size[1], K = x_TK.size[1];
-  const int64_t width = std::min(K, kTileColumns), across = ceil_div(K, std::max<int64_t>(width, 1));
-  int64_t height = kTileRows;
-  while (height > 24 && ceil_div(N, height) * across < 4 * threads()) height /= 2;
+  if (N == 0 || K == 0) return;
+  // Tiles as large and square as the threads allow: each tile reads its columns of dy and x once.
+  int64_t height = std::min(N, kGradTile), width = std::min(K, kGradTile);
+  while (ceil_div(N, height) * ceil_div(K, width) < 2 * threads() && std::max(height, width) > kPanel) {
+    int64_t& side = height >= width ? height : width;
+    side = ceil_div(side / 2, kLanes) * kLanes;
+  }
+  const int64_t across = ceil_div(K, width);
   const int64_t units = ceil_div(N, height) * across, work = N * ceil_div(K, kLanes) * steps_of<Kind>(T);
   parallel(units, work < kInline ? units : 1, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
