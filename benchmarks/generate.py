@@ -1,0 +1,231 @@
+"""Generation against transformers `generate`, in turns in one process: the same weights, prompts and lengths.
+
+Model: Qwen3-MoE, vocabulary 128, width 256, 4 layers, 4 heads, 2 KV heads, head 64, 8 experts top-2 of width 256 (7.15
+M parameters), random weights. 128 requests of 32 unshared prompt tokens, 2 threads. "uniform": 64 new tokens each.
+"lognormal": lengths of median 32 and sigma 0.9, at most 512; the peer is a static batch, which runs until its longest
+request is done. A token counts where it was asked for. Medians over repeats. Run: `python benchmarks/generate.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import __version__ as transformers_version
+
+from seedthink.engine.generator import TokenGenerator
+from seedthink.engine.model_io import save_model
+from seedthink.kernels.build import build_info
+from seedthink.models import layers, qwen3
+from seedthink.models.config import ModelConfig
+from seedthink.models.qwen3 import Transformer
+from seedthink.types import Request, SamplingParams
+
+REQUESTS, PROMPT, NEW, LONGEST = 128, 32, 64, 512
+CONFIG = ModelConfig(
+    family="qwen3_moe",
+    vocab_size=128,
+    hidden_size=256,
+    intermediate_size=256,
+    num_layers=4,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=64,
+    num_experts=8,
+    experts_per_token=2,
+    moe_intermediate_size=256,
+    norm_topk_prob=True,
+    max_position_embeddings=1024,
+)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def workload(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts [128, 32] and the number of new tokens of each request."""
+    draw = np.random.default_rng(0)
+    prompts = draw.integers(0, CONFIG.vocab_size, (REQUESTS, PROMPT)).astype(np.int32)
+    if name == "uniform":
+        return prompts, np.full(REQUESTS, NEW)
+    return prompts, np.clip(np.exp(draw.normal(np.log(32), 0.9, REQUESTS)), 1, LONGEST).astype(int)
+
+
+def ours(engine: TokenGenerator, prompts: np.ndarray, lengths: np.ndarray, seed: int) -> Callable[[], None]:
+    """One run of the generator, from an empty cache."""
+
+    def run() -> None:
+        engine.reset()
+        engine.submit(
+            [
+                Request(
+                    str(i), prompts[i], SamplingParams(max_tokens=int(n), ignore_eos=True), seed=seed * REQUESTS + i
+                )
+                for i, n in enumerate(lengths)
+            ]
+        )
+        found = 0
+        while not engine.idle:
+            found += sum(len(each.tokens_T) for each in engine.step())
+        assert found == lengths.sum()
+
+    return run
+
+
+def theirs(model: Any, prompts: np.ndarray, lengths: np.ndarray) -> Callable[[], None]:
+    """One static batch of transformers, until the longest request is done."""
+    settings = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=int(lengths.max()), pad_token_id=0)
+    ids = torch.from_numpy(prompts.astype(np.int64))
+
+    def run() -> None:
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+        assert out.shape[1] == PROMPT + lengths.max()
+
+    return run
+
+
+def seconds(run: Callable[[], None]) -> float:
+    """Wall time of one call."""
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+@contextmanager
+def matmul_clock() -> Iterator[dict[str, float]]:
+    """Seconds spent inside matrix products (linear layers; experts with their routing gathers and SwiGLU)."""
+    spent = {"linear": 0.0, "experts": 0.0}
+    kept = [(layers, "linear"), (layers, "experts"), (qwen3, "linear")]
+    originals = [getattr(module, name) for module, name in kept]
+
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            began = time.perf_counter()
+            result = function(*arguments)
+            spent[name] += time.perf_counter() - began
+            return result
+
+        return call
+
+    for (module, name), original in zip(kept, originals, strict=True):
+        setattr(module, name, timed(name, original))
+    try:
+        yield spent
+    finally:
+        for (module, name), original in zip(kept, originals, strict=True):
+            setattr(module, name, original)
+
+
+def matmul_peak(dtype: torch.dtype) -> float:
+    """Best measured FLOP/s of torch.mm on this machine, over square sizes."""
+    best = 0.0
+    for size in (512, 1024, 2048):
+        a, b = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
+        torch.mm(a, b)
+        best = max(best, *(2 * size**3 / seconds(lambda a=a, b=b: torch.mm(a, b)) for _ in range(5)))
+    return best
+
+
+def flops_per_token() -> int:
+    """Multiplications and additions of the matrix products that one token needs, without the head and attention."""
+    c = CONFIG
+    attention = c.hidden_size * c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
+    experts = c.experts_per_token * 3 * c.hidden_size * c.moe_intermediate_size + c.hidden_size * c.num_experts
+    return 2 * c.num_layers * (attention + experts)
+
+
+def measure(dtype: str, name: str, engine: TokenGenerator, peer: Any, repeats: int) -> dict[str, Any]:
+    """Ours and theirs in turns, then one run of ours with the clock on matrix products."""
+    prompts, lengths = workload(name)
+    tokens = int(lengths.sum())
+    peer_run = theirs(peer, prompts, lengths)
+    theirs(peer, prompts, np.minimum(lengths, 4))()
+    ours(engine, prompts, lengths, seed=99)()
+    own, other = [], []
+    for repeat in range(repeats):
+        own.append(seconds(ours(engine, prompts, lengths, seed=repeat)))
+        other.append(seconds(peer_run))
+    with matmul_clock() as spent:
+        whole = seconds(ours(engine, prompts, lengths, seed=0))
+    stats, matmul = engine.stats, sum(spent.values())
+    work = stats.computed_tokens * flops_per_token() + tokens * 2 * CONFIG.hidden_size * CONFIG.vocab_size
+    peak = matmul_peak(DTYPES[dtype])
+    return {
+        "dtype": dtype,
+        "lengths": name,
+        "new_tokens": tokens,
+        "steps": stats.steps,
+        "ours_seconds": own,
+        "peer_seconds": other,
+        "ours_tokens_per_second": tokens / statistics.median(own),
+        "peer_tokens_per_second": tokens / statistics.median(other),
+        "ratio": statistics.median(other) / statistics.median(own),
+        "ratio_lowest": min(other) / max(own),
+        "matmul_share_of_time": matmul / whole,
+        "matmul_flops": work / matmul,
+        "machine_matmul_flops": peak,
+        "share_of_peak_in_matmul": work / matmul / peak,
+        "share_of_peak_overall": work / whole / peak,
+    }
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers depend on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+    info = build_info()
+    return {
+        "cpu": cpu or platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "isa": info["isa"],
+        "torch": torch.__version__,
+        "transformers": transformers_version,
+        "load_before": os.getloadavg()[0],
+    }
+
+
+def main() -> None:
+    """Measure, print a table, write the JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
+    parser.add_argument("--lengths", nargs="+", choices=["uniform", "lognormal"], default=["uniform", "lognormal"])
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "generate.json")
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    found = {"environment": environment(), "rows": []}
+    model = Transformer(CONFIG)
+    model.init_weights(seed=0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = save_model(model, Path(folder) / "model")
+        for dtype in options.dtypes:
+            peer = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype]).eval()
+            own = Transformer(CONFIG, DTYPES[dtype])
+            own.load_state_dict(model.state_dict())
+            engine = TokenGenerator(own, pages=REQUESTS * (PROMPT + LONGEST) // 16)
+            found["rows"] += [measure(dtype, name, engine, peer, options.repeats) for name in options.lengths]
+    for row in found["rows"]:
+        print(
+            f"{row['dtype']:>8} {row['lengths']:>9}: {row['ours_tokens_per_second']:8.0f} tok/s, transformers "
+            f"{row['peer_tokens_per_second']:7.0f}, ratio {row['ratio']:5.2f} (lowest {row['ratio_lowest']:.2f}); "
+            f"matmul {row['matmul_share_of_time']:.0%} of time at {row['share_of_peak_in_matmul']:.0%} of a peak of "
+            f"{row['machine_matmul_flops'] / 1e9:.0f} GFLOP/s ({row['share_of_peak_overall']:.0%} overall)"
+        )
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"written to {options.out}")
+
+
+if __name__ == "__main__":
+    main()
