@@ -145,7 +145,7 @@ class RolloutConfig(GenerationConfig):
     group_size: Positive = 8
     """Answers sampled per problem."""
     deadline_seconds: PositiveAmount = 600.0
-    """Longest wait for one step's rollouts, in seconds; what is unfinished then is aborted and counted."""
+    """Longest wait without a finished answer, in seconds; then the run stops and says who owed what."""
 
 
 @dataclass(frozen=True, kw_only=True)
