@@ -1,0 +1,56 @@
+"""Running sum: add a list of digits modulo 10, writing each partial sum down.
+
+    sum 3 7 9 mod 10   ->   3 + 7 = 0 + 9 = 9 </think> 9
+
+Each step is one small fact, so a writer that slips with probability p per step is right about (1 - p)^(terms - 1) of
+the time, and a model that imitates it has that much to gain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import ClassVar
+
+from seedthink.data.puzzles.problem import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class RunningSum:
+    """Knobs: how many digits stand in the list, and the modulus (2..10)."""
+
+    name: ClassVar[str] = "running_sum"
+
+    min_terms: int = 5
+    max_terms: int = 9
+    modulus: int = 10
+
+    def generate(self, rng: Random) -> Problem:
+        """A list of `min_terms`..`max_terms` digits; the id is the list and the modulus."""
+        terms = [rng.randrange(10) for _ in range(rng.randint(self.min_terms, self.max_terms))]
+        listed = " ".join(map(str, terms))
+        return Problem(
+            id=f"{self.name}:{listed} mod {self.modulus}",
+            family=self.name,
+            question=f"sum {listed} mod {self.modulus}",
+            reference={"terms": terms, "modulus": self.modulus, "answer": sum(terms) % self.modulus},
+        )
+
+    def solve(self, problem: Problem) -> str:
+        """Every partial sum, then the last one as the answer."""
+        return self._write(problem, Random(0), 0.0)
+
+    def cold_start(self, problem: Problem, rng: Random, noise: float) -> str:
+        """Each partial sum is wrong with probability `noise`, uniformly among the wrong residues."""
+        return self._write(problem, rng, noise)
+
+    def _write(self, problem: Problem, rng: Random, noise: float) -> str:
+        terms = problem.reference["terms"]
+        total = terms[0]
+        words = [str(total)]
+        for term in terms[1:]:
+            total = (total + term) % self.modulus
+            if rng.random() < noise:
+                total = (total + rng.randrange(1, self.modulus)) % self.modulus
+            words += ["+", str(term), "=", str(total)]
+        return " ".join([*words, "</think>", str(total)])
