@@ -1,0 +1,80 @@
+"""Packed weights, cached per tensor: panels of 64 columns over the whole reduction (csrc/linear/linear.h).
+
+A pack belongs to one version of a weight: torch counts every in-place write (`optimizer.step`, `copy_`), and the next
+use packs anew. Writes that torch does not see (through `.data` or a raw pointer) must be followed by
+`torch.autograd.graph.increment_version(weight)` or `forget(weight)`. Packs die with their tensor.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from seedthink import _C
+
+PANEL = 64
+
+
+@dataclass(slots=True)
+class _Packs:
+    owner: weakref.ref[Tensor]
+    version: int
+    address: int
+    panels: dict[tuple[torch.dtype, bool], Tensor] = field(default_factory=dict)
+
+
+_cache: dict[int, _Packs] = {}
+
+
+def panels_of(weight: Tensor, compute: torch.dtype, transposed: bool = False) -> Tensor:
+    """The panels of weight [N, K] or of a stack [E, N, K], packed now or at an earlier use of the same version.
+
+    compute: float32 gives [E, P, K, 64], bfloat16 gives pairs [E, P, ceil(K / 2), 64, 2]. transposed: panels of W^T.
+    Treat them as read-only. Raises ValueError naming `weight` or `compute`.
+    """
+    if weight.is_inference():  # torch keeps no version of such a tensor, so a pack of it could be stale
+        return _pack(weight, compute, transposed)
+    key, entry = (compute, transposed), _cache.get(id(weight))
+    if entry is not None and entry.version == weight._version and entry.address == weight.data_ptr():
+        if entry.owner() is weight:
+            found = entry.panels.get(key)
+            if found is None:
+                found = entry.panels[key] = _pack(weight, compute, transposed)
+            return found
+    found = _pack(weight, compute, transposed)
+    slot = id(weight)
+    owner = weakref.ref(weight, lambda dead: _drop(slot, dead))
+    _cache[slot] = _Packs(owner, weight._version, weight.data_ptr(), {key: found})
+    return found
+
+
+def forget(weight: Tensor) -> None:
+    """Drop the packs of a weight: after writing to it behind torch's back, or to free their memory."""
+    _cache.pop(id(weight), None)
+
+
+def _drop(slot: int, dead: weakref.ref[Tensor]) -> None:
+    entry = _cache.get(slot)
+    if entry is not None and entry.owner is dead:
+        del _cache[slot]
+
+
+def _pack(weight: Tensor, compute: torch.dtype, transposed: bool) -> Tensor:
+    if weight.dim() not in (2, 3):
+        raise ValueError(f"weight: expected 2 or 3 dimensions, got {weight.dim()}")
+    stack = weight.detach() if weight.dim() == 3 else weight.detach().unsqueeze(0)
+    count, rows, columns = stack.shape
+    if transposed:
+        rows, columns = columns, rows
+    width = -(-rows // PANEL)
+    if compute == torch.float32:
+        panels = torch.empty((count, width, columns, PANEL), dtype=torch.float32)
+    elif compute == torch.bfloat16:
+        panels = torch.empty((count, width, -(-columns // 2), PANEL, 2), dtype=torch.bfloat16)
+    else:
+        raise ValueError(f"compute: {compute} is not one of torch.float32, torch.bfloat16")
+    _C.pack_panels(stack, transposed, panels)
+    return panels
