@@ -42,3 +42,8 @@ def build_info() -> dict[str, Any]:
         note = "torch sees no CUDA device; check the driver with nvidia-smi"
     info.update(isa=library.isa(), threads=library.threads(), torch=torch.__version__, gpu=gpu, gpu_note=note)
     return info
+
+
+def set_threads(count: int) -> None:
+    """Use `count` threads, the caller included, in the native kernels of this process. No result depends on it."""
+    native().set_threads(count)

@@ -51,8 +51,8 @@ class Evaluation:
         return {**asdict(self.overall), "families": families, "mean_length": self.mean_length, "truncated": self.truncated}
 
 
-def summarise(samples: Sequence[Scored], k: int) -> Evaluation:
-    """Evaluation of judged samples; those of one problem share `prompt.id`."""
+def summarise(samples: Sequence[Scored], k: int, failed_checks: int = 0) -> Evaluation:
+    """Evaluation of judged samples; those of one problem share `prompt.id`. `failed_checks` were left out before."""
     by_problem: dict[str, list[Scored]] = defaultdict(list)
     for sample in samples:
         by_problem[sample.rollout.prompt.id].append(sample)
@@ -62,7 +62,7 @@ def summarise(samples: Sequence[Scored], k: int) -> Evaluation:
     lengths = [len(sample.rollout.completion.tokens_T) for sample in samples]
     truncated = [sample.rollout.completion.finish == "length" for sample in samples]
     return Evaluation(
-        overall=accuracy(list(by_problem.values()), k),
+        overall=accuracy(list(by_problem.values()), k, failed_checks),
         families={name: accuracy(problems, k) for name, problems in sorted(by_family.items())},
         mean_length=float(np.mean(lengths)) if lengths else 0.0,
         truncated=float(np.mean(truncated)) if truncated else 0.0,
@@ -70,21 +70,18 @@ def summarise(samples: Sequence[Scored], k: int) -> Evaluation:
     )
 
 
-def accuracy(problems: Sequence[Sequence[Scored]], k: int) -> Accuracy:
+def accuracy(problems: Sequence[Sequence[Scored]], k: int, failed_checks: int = 0) -> Accuracy:
     """avg@k and pass@k over problems, each a sequence of its judged samples."""
-    means, passes, failed = [], [], 0
+    means, passes = [], []
     for members in problems:
-        judged = [m for m in members if m.judgement.verdict in (Verdict.RIGHT, Verdict.WRONG)]
-        failed += len(members) - len(judged)
-        if judged:
-            right = sum(m.judgement.verdict == Verdict.RIGHT for m in judged)
-            means.append(right / len(judged))
-            passes.append(pass_at_k(len(judged), right, min(k, len(judged))))
+        right = sum(m.judgement.verdict == Verdict.RIGHT for m in members)
+        means.append(right / len(members))
+        passes.append(pass_at_k(len(members), right, min(k, len(members))))
     if not means:
-        return Accuracy(math.nan, math.nan, math.nan, k, 0, math.nan, failed)
+        return Accuracy(math.nan, math.nan, math.nan, k, 0, math.nan, failed_checks)
     mean, half = float(np.mean(means)), half_width(means)
     return Accuracy(
-        mean, max(0.0, mean - half), min(1.0, mean + half), k, len(means), float(np.mean(passes)), failed
+        mean, max(0.0, mean - half), min(1.0, mean + half), k, len(means), float(np.mean(passes)), failed_checks
     )
 
 

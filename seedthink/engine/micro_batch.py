@@ -71,7 +71,7 @@ def _slice(batch: Batch, first: int, last: int) -> MicroBatch:
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    return torch.tensor(np.asarray(array, np.float32))  # a copy: arrays that crossed a process are read-only
 
 
 def scoring_batch(scored: Sequence[Scored], token_budget: int) -> tuple[Batch, list[slice]]:

@@ -1,0 +1,137 @@
+"""What every run of a command shares: its folder, tokenizer, workers, judges, and the signs it gives of itself.
+
+`open_session` opens the run folder and starts the judges; `workers` starts the engine on Ray or in this process. Both
+are context managers, so that whatever ends a run, no process is left behind.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from seedthink.config.algorithm import AlgorithmConfig
+from seedthink.config.sections import ControllerConfig, RewardConfig
+from seedthink.controller.evaluation import Evaluation, summarise
+from seedthink.controller.groups import WorkerGroup
+from seedthink.controller.local_group import LocalGroup
+from seedthink.controller.signals import StopSignal
+from seedthink.controller.worker import EngineWorker
+from seedthink.data.tokenizer import Tokenizer
+from seedthink.engine.engine import EngineSettings
+from seedthink.errors import ConfigError
+from seedthink.kernels.build import build_info
+from seedthink.rewards.pool import JudgePool
+from seedthink.rollout.collect import CollectSettings, collect
+from seedthink.telemetry.folder import RunFolder, open_run
+from seedthink.telemetry.log import configure
+from seedthink.telemetry.memory import MemorySampler
+from seedthink.telemetry.terminal import Terminal
+from seedthink.types import Prompt, SamplingParams
+
+EVALUATION_STEP = -1  # the step that enters the seeds of evaluations: the same samples before and after training
+
+
+@dataclass
+class Session:
+    """One command at work on one run folder. `seconds` sums up the time of each stage."""
+
+    command: str
+    run: RunFolder
+    tokenizer: Tokenizer
+    judge: JudgePool
+    stop: StopSignal
+    memory: MemorySampler
+    say: Callable[[str], None] = print
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the time inside to `seconds[name]`."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+
+    def evaluate(
+        self, engine: WorkerGroup, prompts: Sequence[Prompt], samples: int, params: SamplingParams, seed: int
+    ) -> Evaluation:
+        """Accuracy of the engine's current weights: `samples` answers to each prompt, always with the same seeds."""
+        settings = CollectSettings(
+            prompts=len(prompts), group_size=samples, params=params, run_seed=seed, step=EVALUATION_STEP
+        )
+        with self.stage("eval"):
+            collected = collect(lambda n: prompts[:n], engine, self.judge, lambda _, found: found.score, settings)
+        counts = collected.statistics
+        failed = counts.verifier_errors + counts.verifier_timeouts
+        return summarise([sample for group in collected.groups for sample in group], samples, failed)
+
+
+@contextmanager
+def open_session(config: Any, command: str, tokenizer_folder: str | Path, verbose: bool = False) -> Iterator[Session]:
+    """The folder, the judges and the memory sampler of a command; see `Session`."""
+    if not tokenizer_folder:
+        raise ConfigError("model.path is empty; name a model folder in the recipe, or with --model.path FOLDER")
+    tokenizer = Tokenizer.load(tokenizer_folder)
+    with ExitStack() as stack:
+        run = open_run(config, command, {"build": build_info()})
+        stack.callback(run.close)
+        configure(run.path, "controller", verbose)
+        judge = stack.enter_context(judges(config.reward))
+        memory = stack.enter_context(MemorySampler())
+        stop = stack.enter_context(StopSignal())
+        yield Session(command, run, tokenizer, judge, stop, memory)
+
+
+def judges(reward: RewardConfig) -> JudgePool:
+    """Verifier processes as the recipe asks for them."""
+    verifiers: Mapping[str, str] = {"*": reward.function} if reward.function else reward.verifiers
+    return JudgePool(verifiers, workers=reward.workers, seconds_per_item=reward.timeout_seconds)
+
+
+@contextmanager
+def workers(
+    controller: ControllerConfig,
+    settings: EngineSettings,
+    algorithm: AlgorithmConfig | None,
+    *,
+    logs: Path,
+    threads: int,
+) -> Iterator[WorkerGroup]:
+    """The engine's worker group: on Ray in a process of its own, or in this process."""
+    threads = threads or len(os.sched_getaffinity(0))
+    logs.mkdir(parents=True, exist_ok=True)
+    if controller.kind == "local":
+        with LocalGroup("policy", EngineWorker, (settings, algorithm), threads=threads, deadline=86400.0) as group:
+            yield group
+        return
+    from seedthink.controller.ray_cluster import RayCluster, ResourcePool, Slot
+    from seedthink.controller.ray_group import RayGroup
+
+    with (
+        RayCluster() as cluster,
+        ResourcePool(cluster, "devices", [Slot(cpus=threads)]) as pool,
+        RayGroup(
+            "policy",
+            pool,
+            EngineWorker,
+            (settings, algorithm),
+            logs=logs,
+            threads=threads,
+            deadline=controller.step_deadline_seconds,
+            beat_seconds=controller.heartbeat_seconds,
+        ) as group,
+    ):
+        yield group
+
+
+def view(session: Session, stage: str, steps: int, verbose: bool = False) -> Terminal:
+    """The terminal's view of one stage."""
+    terminal = Terminal(stage, steps, verbose)
+    session.say = terminal.say
+    return terminal

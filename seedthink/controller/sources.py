@@ -1,0 +1,133 @@
+"""What a recipe's source tables stand for: streams of training prompts or examples, and held-out problems.
+
+A puzzle source draws `count` problems (knob, default 2000) from the training side of its family's split; held-out ones
+come from the other side. File sources are taken as they are, and a problem on both sides is refused.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from seedthink.config.sections import EvalDataConfig, RlDataConfig, SftDataConfig, SourceConfig
+from seedthink.data.prompts import Fields, TooLong, load_prompts, puzzle_prompts, without_thinking
+from seedthink.data.puzzles import Family, check_disjoint, family, make
+from seedthink.data.sft import SftExample, cold_start_examples, load_examples
+from seedthink.data.sources import Identified, MixedSource, ShuffledSource, Source
+from seedthink.data.tokenizer import Tokenizer
+from seedthink.errors import ConfigError
+from seedthink.types import Prompt
+
+LOG = logging.getLogger("seedthink.controller")
+PUZZLES = 2000
+_DRAWING = ("count", "noise")  # knobs that say how many problems to draw and how they are answered, not how hard they are
+
+Item = TypeVar("Item", bound=Identified)
+
+
+def training_prompts(data: RlDataConfig, tokenizer: Tokenizer, seed: int, held_out: Sequence[Prompt]) -> Source[Prompt]:
+    """The endless stream of training prompts, mixed by weight. DataError where it holds a held-out problem."""
+    lists = [_prompts(source, data, tokenizer, seed) for source in _some(data.train, "data.train")]
+    check_disjoint((p.id for prompts in lists for p in prompts), (p.id for p in held_out))
+    return _mixed(data.train, lists, seed)
+
+
+def training_examples(data: SftDataConfig, tokenizer: Tokenizer, seed: int) -> Source[SftExample]:
+    """The endless stream of texts to imitate, mixed by weight."""
+    lists = [_examples(source, data, tokenizer, seed) for source in _some(data.train, "data.train")]
+    return _mixed(data.train, lists, seed)
+
+
+def held_out_prompts(
+    data: EvalDataConfig, tokenizer: Tokenizer, count: int, seed: int, thinking: str = "free"
+) -> list[Prompt]:
+    """About `count` held-out problems, shared out over the sources by weight; the same for a seed."""
+    if not data.eval:
+        return []
+    total = sum(source.weight for source in data.eval)
+    found: list[Prompt] = []
+    for source in data.eval:
+        share = max(1, round(count * source.weight / total))
+        if source.kind == "puzzle":
+            chosen, _ = _family(source)
+            prompts: Sequence[Prompt] = puzzle_prompts(
+                make(chosen, seed=seed, count=share, split="held_out"), tokenizer
+            )
+        else:
+            prompts = ShuffledSource(_file_prompts(source, data, tokenizer), seed=seed).items[:share]
+        found += prompts
+    return [without_thinking(prompt, tokenizer) for prompt in found] if thinking == "empty" else found
+
+
+def _prompts(source: SourceConfig, data: EvalDataConfig, tokenizer: Tokenizer, seed: int) -> Sequence[Prompt]:
+    if source.kind == "puzzle":
+        chosen, drawing = _family(source)
+        return puzzle_prompts(make(chosen, seed=seed, count=int(drawing.get("count", PUZZLES))), tokenizer)
+    return _file_prompts(source, data, tokenizer)
+
+
+def _file_prompts(source: SourceConfig, data: EvalDataConfig, tokenizer: Tokenizer) -> Sequence[Prompt]:
+    loaded = load_prompts(
+        source.path,
+        tokenizer,
+        fields=_fields(source),
+        family=source.family or "math",
+        system=data.system,
+        max_prompt_tokens=data.max_prompt_tokens,
+        too_long=_too_long(data),
+    )
+    _say_skipped(source, loaded.skipped, data.max_prompt_tokens)
+    return loaded.prompts
+
+
+def _examples(source: SourceConfig, data: SftDataConfig, tokenizer: Tokenizer, seed: int) -> Sequence[SftExample]:
+    if source.kind == "puzzle":
+        chosen, drawing = _family(source)
+        problems = make(chosen, seed=seed, count=int(drawing.get("count", PUZZLES)))
+        return cold_start_examples(chosen, problems, tokenizer, noise=float(drawing.get("noise", 0.0)), seed=seed)
+    loaded = load_examples(
+        source.path,
+        tokenizer,
+        fields=_fields(source),
+        system=data.system,
+        max_tokens=data.max_length,
+        too_long=_too_long(data),
+    )
+    _say_skipped(source, loaded.skipped, data.max_length)
+    return loaded.examples
+
+
+def _family(source: SourceConfig) -> tuple[Family, dict[str, Any]]:
+    knobs: dict[str, Any] = dict(source.knobs)
+    drawing = {name: knobs.pop(name) for name in _DRAWING if name in knobs}
+    return family(source.family, **knobs), drawing
+
+
+def _fields(source: SourceConfig) -> Fields:
+    return Fields(prompt=source.prompt_field, response=source.response_field, answer=source.answer_field)
+
+
+def _too_long(data: EvalDataConfig) -> TooLong:
+    return "skip" if data.overlong == "skip" else "refuse"
+
+
+def _say_skipped(source: SourceConfig, skipped: int, limit: int) -> None:
+    if skipped:
+        LOG.warning("%s: %d rows skipped, longer than %d tokens", source.path, skipped, limit)
+
+
+def _mixed(sources: Sequence[SourceConfig], lists: Sequence[Sequence[Item]], seed: int) -> Source[Item]:
+    named = {f"{i}:{s.family or s.path}": s for i, s in enumerate(sources)}
+    streams: dict[str, Source[Item]] = {
+        name: ShuffledSource(items, seed=seed, name=name) for name, items in zip(named, lists, strict=True)
+    }
+    return MixedSource(streams, {name: source.weight for name, source in named.items()})
+
+
+def _some(sources: Sequence[SourceConfig], key: str) -> Sequence[SourceConfig]:
+    if not sources:
+        raise ConfigError(f'{key} is empty; add a source, e.g. [[{key}]] kind = "jsonl", path = "problems.jsonl"')
+    return sources
+
+

@@ -1,0 +1,111 @@
+"""The worker of a group: an engine whose verbs carry their transfer protocols.
+
+Prompts and samples are split over data-parallel ranks, mini-batches come one per rank, weights are published by all. The
+losses are built here, inside the worker, from the algorithm's settings: a closure never crosses a process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seedthink.checkpoint.store import CheckpointStore
+from seedthink.config.algorithm import AlgorithmConfig
+from seedthink.controller.groups import Place
+from seedthink.controller.protocol import FIRST, ONE_TO_ALL, PER_RANK, RANK_ZERO, SPLIT, Transfer, concatenated, remote, to_all
+from seedthink.data.tokenizer import Tokenizer
+from seedthink.engine.engine import Engine, EngineSettings, Losses
+from seedthink.engine.generator import GeneratorStats
+from seedthink.engine.model_io import save_model, save_value_model
+from seedthink.kernels.build import set_threads
+from seedthink.models.value import ValueModel
+from seedthink.rl.algorithm import build_policy_loss, build_value_loss
+from seedthink.rl.loss import imitation
+from seedthink.types import Batch, Completion, Request, Scored, Update, Valued
+
+GATHERED = Transfer(to_all, concatenated)
+
+
+class EngineWorker(Engine):
+    """See the module's docstring. `algorithm` None makes the policy's loss plain imitation (SFT)."""
+
+    def __init__(self, place: Place, settings: EngineSettings, algorithm: AlgorithmConfig | None) -> None:
+        torch.set_num_threads(place.threads)
+        set_threads(place.threads)
+        if algorithm is None:
+            losses = Losses(imitation)
+        else:
+            policy = build_policy_loss(algorithm, max_tokens=settings.rollout.max_tokens)
+            losses = Losses(policy, build_value_loss(algorithm))
+        super().__init__(settings, losses, Tokenizer.load(settings.model))
+
+    @remote(SPLIT)
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue generations, split over ranks."""
+        super().submit(requests)
+
+    @remote(GATHERED)
+    def collect(self, timeout: float) -> Sequence[Completion]:
+        """Completions of all ranks."""
+        return super().collect(timeout)
+
+    @remote(ONE_TO_ALL)
+    def abort(self, ids: Sequence[str]) -> None:
+        """Give requests up, wherever they are."""
+        super().abort(ids)
+
+    @remote(SPLIT)
+    def score(self, scored: Sequence[Scored]) -> list[Valued]:
+        """Values and log-probs of samples, split over ranks."""
+        return super().score(scored)
+
+    @remote(PER_RANK)
+    def learn(self, batch: Batch) -> Update:
+        """One optimizer step; one batch per rank."""
+        return super().learn(batch)
+
+    @remote(PER_RANK)
+    def learn_value(self, batch: Batch) -> Update:
+        """One optimizer step of the critic; one batch per rank."""
+        return super().learn_value(batch)
+
+    @remote(FIRST)
+    def publish(self) -> int:
+        """Make the learned weights the next version, everywhere."""
+        return super().publish()
+
+    @remote(RANK_ZERO)
+    def save(self, folder: Path, step: int, extra: Mapping[str, Any], keep: int) -> Path:
+        """Write a checkpoint of this step and prune older ones."""
+        store = CheckpointStore(folder)
+        path = store.save(step, self.state(), {**extra, "version": self.version})
+        store.prune(keep)
+        return path
+
+    @remote(FIRST)
+    def restore(self, path: Path) -> Mapping[str, Any]:
+        """Load a checkpoint; returns the `extra` that it was saved with."""
+        checkpoint = CheckpointStore(path.parent).load(path)
+        self.load_state(checkpoint.groups, int(checkpoint.extra["version"]))
+        return checkpoint.extra
+
+    @remote(RANK_ZERO)
+    def export(self, folder: Path, dtype: str = "float32") -> Path:
+        """Write the policy as a Hugging Face folder, tokenizer included."""
+        return save_model(self.policy.module, folder, getattr(torch, dtype), self.settings.model)  # type: ignore[arg-type]
+
+    @remote(RANK_ZERO)
+    def export_critic(self, folder: Path) -> Path:
+        """Write the critic as a folder that `value_pretraining.critic_path` takes."""
+        assert self.critic is not None and isinstance(self.critic.module, ValueModel)
+        return save_value_model(self.critic.module, folder)
+
+    @remote(ONE_TO_ALL)
+    def stats(self) -> GeneratorStats:
+        """Counters of the generator."""
+        return self.generator.stats
+
+
