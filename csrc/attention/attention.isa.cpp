@@ -40,14 +40,11 @@ struct Rows {
 
 // One tile of scores of a row becomes weights: returns the factor for what was accumulated before.
 float tile_softmax(float* score, int64_t keys, bool first, float& running_max, vf& running_sum) {
-  const int64_t full = keys / kLanes;
-  const int rest = static_cast<int>(keys % kLanes);
+  const int64_t vectors = (keys + kLanes - 1) / kLanes;
   vf best = splat(-std::numeric_limits<float>::infinity());
-  if (rest) {
-    float* last = score + full * kLanes;
-    for (int i = rest; i < kLanes; ++i) last[i] = -std::numeric_limits<float>::infinity();
-  }
-  const int64_t vectors = full + (rest ? 1 : 0);
+  constexpr vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  float* last = score + (vectors - 1) * kLanes;
+  store(last, lane < lane - lane + static_cast<int32_t>(keys - (vectors - 1) * kLanes) ? load(last) : best);
   for (int64_t v = 0; v < vectors; ++v) best = max(best, load(score + v * kLanes));
   const float tile_max = reduce_max(best);
   const float new_max = tile_max > running_max ? tile_max : running_max;
@@ -134,9 +131,15 @@ void attend_head(const float* q, float* o, float* lse, int64_t N, int64_t heads,
                  const Pages<T>& pages, float scale) {
   Rows rows;
   rows.count = 0;
+  const int64_t ahead = (kGroup + heads - 1) / heads;  // positions until the next group, whose rows are fetched early
   for (int64_t t = 0; t < positions; ++t)
     for (int64_t head = 0; head < heads; ++head) {
       const int64_t at = t * N + head;
+      if (t + ahead < positions)
+        for (int64_t h = 0; h < pages.H; h += kLanes) {
+          __builtin_prefetch(q + (at + ahead * N) * pages.H + h, 0);
+          __builtin_prefetch(o + (at + ahead * N) * pages.H + h, 1);
+        }
       rows.q[rows.count] = q + at * pages.H;
       rows.o[rows.count] = o + at * pages.H;
       rows.lse[rows.count] = lse ? lse + at : nullptr;

@@ -48,7 +48,12 @@ class Evaluation:
     def summary(self) -> dict[str, Any]:
         """JSON-able headline, as `summary.json` holds it."""
         families = {name: asdict(accuracy) for name, accuracy in self.families.items()}
-        return {**asdict(self.overall), "families": families, "mean_length": self.mean_length, "truncated": self.truncated}
+        return {
+            **asdict(self.overall),
+            "families": families,
+            "mean_length": self.mean_length,
+            "truncated": self.truncated,
+        }
 
 
 def summarise(samples: Sequence[Scored], k: int, failed_checks: int = 0) -> Evaluation:
@@ -99,4 +104,3 @@ def pass_at_k(n: int, right: int, k: int) -> float:
     if n - right < k:
         return 1.0
     return 1.0 - math.prod(1.0 - k / i for i in range(n - right + 1, n + 1))
-

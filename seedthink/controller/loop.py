@@ -47,6 +47,7 @@ class RlJob:
     skipped: int = 0
     gap_max: float = 0.0
     generated: float = 0.0
+    before: Mapping[str, Any] | None = None
     last: dict[str, float] = field(default_factory=dict)
 
 
@@ -175,6 +176,9 @@ def check_skipped(job: RlJob, updates: Sequence[Update]) -> None:
             )
 
 
+_REMEMBERED = ("gap_max", "generated", "before")
+
+
 def save_if_due(job: RlJob) -> None:
     """Checkpoints every so many steps."""
     every = job.config.checkpoint.every_steps
@@ -184,7 +188,7 @@ def save_if_due(job: RlJob) -> None:
 
 def save(job: RlJob) -> Path:
     """Writes the state after `job.step`: weights, optimizers, data cursor. The manifest is written last."""
-    extra = {"stage": "rl", "data": job.prompts.state(), "gap_max": job.gap_max, "generated": job.generated}
+    extra = {name: getattr(job, name) for name in _REMEMBERED} | {"stage": "rl", "data": job.prompts.state()}
     with job.session.stage("checkpoint"):
         return Path(job.engine.save(job.session.run.checkpoints, job.step, extra, job.config.checkpoint.keep))
 
@@ -197,7 +201,8 @@ def resume(job: RlJob) -> bool:
     extra: Mapping[str, Any] = job.engine.restore(path)
     job.step = int(path.name.removeprefix("step-"))
     job.prompts.restore(extra["data"])
-    job.gap_max, job.generated = float(extra["gap_max"]), float(extra["generated"])
+    for name in _REMEMBERED:
+        setattr(job, name, extra[name])
     job.session.run.rewind("rl", job.step)
     job.terminal.say(f"resumed step {job.step} of {job.config.run.steps or 'no limit'} from {path}")
     return True

@@ -21,7 +21,10 @@ from seedthink.types import Prompt
 
 LOG = logging.getLogger("seedthink.controller")
 PUZZLES = 2000
-_DRAWING = ("count", "noise")  # knobs that say how many problems to draw and how they are answered, not how hard they are
+_DRAWING = (
+    "count",
+    "noise",
+)  # knobs that say how many problems to draw and how they are answered, not how hard they are
 
 Item = TypeVar("Item", bound=Identified)
 
@@ -35,8 +38,12 @@ def training_prompts(data: RlDataConfig, tokenizer: Tokenizer, seed: int, held_o
 
 def training_examples(data: SftDataConfig, tokenizer: Tokenizer, seed: int) -> Source[SftExample]:
     """The endless stream of texts to imitate, mixed by weight."""
-    lists = [_examples(source, data, tokenizer, seed) for source in _some(data.train, "data.train")]
-    return _mixed(data.train, lists, seed)
+    return _mixed(data.train, _example_lists(data, tokenizer, seed), seed)
+
+
+def tokens_per_pass(data: SftDataConfig, tokenizer: Tokenizer, seed: int) -> int:
+    """Tokens of one pass over all texts to imitate, prompts included."""
+    return sum(len(e.tokens_T) for examples in _example_lists(data, tokenizer, seed) for e in examples)
 
 
 def held_out_prompts(
@@ -58,6 +65,10 @@ def held_out_prompts(
             prompts = ShuffledSource(_file_prompts(source, data, tokenizer), seed=seed).items[:share]
         found += prompts
     return [without_thinking(prompt, tokenizer) for prompt in found] if thinking == "empty" else found
+
+
+def _example_lists(data: SftDataConfig, tokenizer: Tokenizer, seed: int) -> list[Sequence[SftExample]]:
+    return [_examples(source, data, tokenizer, seed) for source in _some(data.train, "data.train")]
 
 
 def _prompts(source: SourceConfig, data: EvalDataConfig, tokenizer: Tokenizer, seed: int) -> Sequence[Prompt]:
@@ -129,5 +140,3 @@ def _some(sources: Sequence[SourceConfig], key: str) -> Sequence[SourceConfig]:
     if not sources:
         raise ConfigError(f'{key} is empty; add a source, e.g. [[{key}]] kind = "jsonl", path = "problems.jsonl"')
     return sources
-
-

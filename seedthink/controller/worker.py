@@ -15,7 +15,17 @@ import torch
 from seedthink.checkpoint.store import CheckpointStore
 from seedthink.config.algorithm import AlgorithmConfig
 from seedthink.controller.groups import Place
-from seedthink.controller.protocol import FIRST, ONE_TO_ALL, PER_RANK, RANK_ZERO, SPLIT, Transfer, concatenated, remote, to_all
+from seedthink.controller.protocol import (
+    FIRST,
+    ONE_TO_ALL,
+    PER_RANK,
+    RANK_ZERO,
+    SPLIT,
+    Transfer,
+    concatenated,
+    remote,
+    to_all,
+)
 from seedthink.data.tokenizer import Tokenizer
 from seedthink.engine.engine import Engine, EngineSettings, Losses
 from seedthink.engine.generator import GeneratorStats
@@ -103,9 +113,12 @@ class EngineWorker(Engine):
         assert self.critic is not None and isinstance(self.critic.module, ValueModel)
         return save_value_model(self.critic.module, folder)
 
+    @remote(FIRST)
+    def parameters(self) -> dict[str, int]:
+        """Parameters of the policy."""
+        return super().parameters()
+
     @remote(ONE_TO_ALL)
     def stats(self) -> GeneratorStats:
         """Counters of the generator."""
         return self.generator.stats
-
-

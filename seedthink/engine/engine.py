@@ -20,8 +20,10 @@ import torch
 from seedthink.config.sections import GenerationConfig, OptimizerConfig
 from seedthink.engine.generator import TokenGenerator
 from seedthink.engine.micro_batch import scoring_batch
-from seedthink.engine.model_io import load_model
+from seedthink.engine.model_io import load_model, load_value_model
 from seedthink.engine.trainer import Loss, Trainer, forward_only, policy_forward, value_forward
+from seedthink.kernels.attention import PAGE
+from seedthink.models.config import ModelConfig
 from seedthink.models.value import ValueModel
 from seedthink.types import Batch, Completion, Detokenizer, Request, Scored, Update, Valued
 
@@ -35,7 +37,7 @@ _EMPTY = np.zeros(0, dtype=np.float32)
 class EngineSettings:
     """What an engine is built from. `dtype` is the matmul operands' dtype, `total_updates` the schedules' length.
 
-    `critic` False leaves the value network out; `reference` keeps a frozen copy of the starting policy; `recompute` asks
+    `critic` False leaves the value network out, `critic_path` names a stored one to start from; `reference` keeps a frozen copy of the starting policy; `recompute` asks
     `score` for the policy's own log-probs (the proximal policy, where the behaviour policy's cannot be trusted).
     """
 
@@ -46,11 +48,10 @@ class EngineSettings:
     critic_optimizer: OptimizerConfig
     total_updates: int
     critic: bool = True
+    critic_path: str = ""
     reference: bool = False
     recompute: bool = False
     micro_batch_tokens: int = 8192
-    kv_pages: int = 4096
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,14 @@ class Engine:
         self.policy = Trainer(policy, forward, settings.policy_optimizer, settings.total_updates)
         self.critic: Trainer | None = None
         if settings.critic:
-            critic = ValueModel.from_policy(policy)
+            stored = settings.critic_path
+            critic = load_value_model(stored, compute) if stored else ValueModel.from_policy(policy)
             self.critic = Trainer(critic, value_forward, settings.critic_optimizer, settings.total_updates)
         self.reference = load_model(settings.model, compute) if settings.reference else None
         self.version = 0
         self.generator = TokenGenerator(
             policy,
-            pages=settings.kv_pages,
+            pages=kv_pages(policy.config, settings.rollout.kv_memory_mib, compute),
             max_batch_tokens=settings.rollout.max_batch_tokens,
             max_sequences=settings.rollout.max_sequences,
             detokenizer=detokenizer,
@@ -156,3 +158,17 @@ class Engine:
             self.critic.load_state(groups["critic"])
         self.version = version
         self.generator.set_version(version)
+
+    def parameters(self) -> dict[str, int]:
+        """Parameters of the policy: all, and those that one token passes through."""
+        config, module = self.policy.module.config, self.policy.module
+        total = sum(p.numel() for p in module.parameters())
+        experts = sum(p.numel() for name, p in module.named_parameters() if p.ndim == 3)
+        idle = experts * (config.num_experts - config.experts_per_token) // max(1, config.num_experts)
+        return {"parameters": total, "active_parameters": total - idle}
+
+
+def kv_pages(config: ModelConfig, mib: int, compute: torch.dtype) -> int:
+    """Pages of the KV cache that fit into `mib` MiB, over all layers; at least one."""
+    page = 2 * config.num_layers * config.num_kv_heads * config.head_dim * PAGE * compute.itemsize
+    return max(1, mib * 2**20 // page)

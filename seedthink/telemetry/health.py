@@ -30,7 +30,7 @@ class Rule:
 
 RULES: tuple[Rule, ...] = (
     Rule(
-        "credit/groups_without_signal",
+        "rollout/groups_all_equal",
         lambda now, first: now > 0.6,
         "no reward variance in {percent} of groups: problems are too easy or too hard (data.train, rollout.group_size)",
     ),
@@ -65,19 +65,19 @@ RULES: tuple[Rule, ...] = (
         "the critic explains less than a constant would ({value}): train it longer (value_pretraining.max_steps)",
     ),
     Rule(
-        "mismatch/logp_gap_max",
+        "rollout/logp_gap_max",
         lambda now, first: now > 0.1,
         "generator and trainer log-probs differ by up to {value} nats (usual: below 0.02, exact mode: 0)",
     ),
     Rule(
-        "verifier/error_ratio",
-        lambda now, first: now > 0.01,
-        "the verifier failed on {percent} of answers; they leave the batch (see logs/)",
+        "verifier/errors",
+        lambda now, first: now > 0,
+        "the verifier failed on {value} answers of a step; they leave the batch (see logs/)",
     ),
     Rule(
-        "verifier/timeout_ratio",
-        lambda now, first: now > 0.01,
-        "the verifier ran out of time on {percent} of answers; they leave the batch (reward.timeout_seconds)",
+        "verifier/timeouts",
+        lambda now, first: now > 0,
+        "the verifier ran out of time on {value} answers of a step; they leave the batch (reward.timeout_seconds)",
     ),
     Rule(
         "training/skipped_steps",
@@ -96,11 +96,11 @@ def notes(metrics: Mapping[str, float], first: Mapping[str, float] | None = None
         start = (first or {}).get(rule.metric, value)
         if value is not None and start is not None and rule.when(value, start):
             found.append(Note(rule.metric, _filled(rule.text, value, start), step))
-    gap = metrics.get("mismatch/logp_gap_max") or 0.0
+    gap = metrics.get("rollout/logp_gap_max") or 0.0
     if exact and gap > 0:
         text = f"generator and trainer log-probs differ by up to {gap:.3g} nats although exact mode promises 0 bits"
-        found = [note for note in found if note.metric != "mismatch/logp_gap_max"]
-        found.append(Note("mismatch/logp_gap_max", text, step))
+        found = [note for note in found if note.metric != "rollout/logp_gap_max"]
+        found.append(Note("rollout/logp_gap_max", text, step))
     return found
 
 

@@ -21,7 +21,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("response_length/mean", "length", "{:.0f}"),
     ("actor/entropy", "entropy", "{:.3f}"),
     ("actor/ppo_kl", "kl", "{:.1e}"),
-    ("mismatch/logp_gap_max", "gap", "{:.1g}"),
+    ("rollout/logp_gap_max", "gap", "{:.1g}"),
     ("timing_s/step", "step", "{:.2f} s"),
     ("perf/throughput", "rate", "{:.0f} tok/s"),
 )
@@ -31,7 +31,7 @@ DETAILS: tuple[tuple[str, str, str], ...] = (
     ("actor/grad_norm", "grad_norm", "{:.3f}"),
     ("actor/lr", "lr", "{:.2e}"),
     ("critic/vf_loss", "vf_loss", "{:.4f}"),
-    ("credit/groups_without_signal", "no signal", "{:.2f}"),
+    ("rollout/groups_all_equal", "no signal", "{:.2f}"),
 )
 BARS = "".join(chr(0x2581 + height) for height in range(8))
 

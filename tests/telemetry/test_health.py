@@ -7,7 +7,7 @@ from seedthink.telemetry.health import notes, worst
 
 def test_a_healthy_step_has_no_notes() -> None:
     assert (
-        notes({"step": 3, "actor/entropy": 0.7, "response_length/clip_ratio": 0.01, "mismatch/logp_gap_max": 0.0}) == []
+        notes({"step": 3, "actor/entropy": 0.7, "response_length/clip_ratio": 0.01, "rollout/logp_gap_max": 0.0}) == []
     )
 
 
@@ -22,16 +22,16 @@ def test_entropy_is_judged_against_the_start_of_the_run() -> None:
 
 
 def test_exact_mode_tolerates_no_gap_at_all() -> None:
-    tiny = {"mismatch/logp_gap_max": 1e-7}
+    tiny = {"rollout/logp_gap_max": 1e-7}
     assert notes(tiny) == []
     assert "promises 0 bits" in notes(tiny, exact=True)[0].text
-    assert len(notes({"mismatch/logp_gap_max": 0.5}, exact=True)) == 1
+    assert len(notes({"rollout/logp_gap_max": 0.5}, exact=True)) == 1
 
 
 def test_a_run_names_each_trouble_once_and_counts_its_steps() -> None:
-    steps = [{"step": n, "response_length/clip_ratio": 0.2, "verifier/error_ratio": 0.5 * (n == 3)} for n in (1, 2, 3)]
+    steps = [{"step": n, "response_length/clip_ratio": 0.2, "verifier/errors": 0.5 * (n == 3)} for n in (1, 2, 3)]
     found = worst(steps)
     assert [(note.metric, note.step, count) for note, count in found] == [
         ("response_length/clip_ratio", 3, 3),
-        ("verifier/error_ratio", 3, 1),
+        ("verifier/errors", 3, 1),
     ]

@@ -1,12 +1,12 @@
 """Countdown with three numbers (24-point when the target range is 24..24): reach the target, each number used once.
 
     make 14 from 3 2 4
-    4 : 3 2 + 5 9 1 20 - 1 5 3 4 * 6 10 2 24 2 : 3 4 + 7 9 5 14 7 * 2 = 14 </think> ( 3 + 4 ) * 2
+    4 : 3 2 + 5 9 1 20 - 1 5 3 4 * 6 10 2 24 2 : 3 4 + 7 9 5 14 from 7 * 2 </think> ( 3 + 4 ) * 2
 
 The search sets one number aside (`4 :`), combines the other two by + - * (`3 2 + 5`), and after each lists what the one
-set aside makes of it by + - * (`9 1 20`; differences are larger minus smaller, `big` is above the largest target). When
-a listed number is the target, the step that made it is written out and the answer follows. Three numbers set aside in
-turn cover every expression, so a systematic search ends after 57 tokens.
+set aside makes of it by + - * (`9 1 20`; differences are larger minus smaller, `big` is above the largest target). At
+the target it stops, says how it came about (`from 7 * 2`) and answers. Three numbers set aside in turn cover every
+expression, so a systematic search takes at most 57 tokens.
 """
 
 from __future__ import annotations
@@ -87,26 +87,35 @@ class Countdown:
             words += [str(third), ":", str(left), str(right)]
             for operation in OPERATIONS:
                 inner = _slip(apply(operation, left, right), rng, noise / 4)
-                listed = [_slip(apply(outer, inner, third), rng, noise / 4) for outer in OPERATIONS]
-                words += [operation, *(str(value) if value <= self.max_target else "big" for value in (inner, *listed))]
-                hit = target in listed
-                if hit or rng.random() < noise:
-                    outer = OPERATIONS[listed.index(target)] if hit else rng.choice(OPERATIONS)
-                    return " ".join(
-                        [*words, *_finish(left, operation, right, outer, third, inner, target if hit else None)]
-                    )
-        return " ".join([*words, *_finish(left, operation, right, rng.choice(OPERATIONS), third, inner, None)])
+                words += [operation, self._word(inner)]
+                for outer in OPERATIONS:
+                    value = _slip(apply(outer, inner, third), rng, noise / 4)
+                    words.append(self._word(value))
+                    if value == target:
+                        words += ["from", *_order(inner, outer, third)]
+                        return " ".join([*words, "</think>", *_expression(left, operation, right, inner, outer, third)])
+                if rng.random() < noise:
+                    break
+            else:
+                continue
+            break
+        guess = rng.choice(OPERATIONS)
+        return " ".join([*words, "</think>", *_expression(left, operation, right, inner, guess, third)])
+
+    def _word(self, value: int) -> str:
+        return str(value) if value <= self.max_target else "big"
 
 
-def _finish(left: int, inside: str, right: int, outer: str, third: int, inner: int, target: int | None) -> list[str]:
-    """The winning step written out (where there is one), the end of the think block, and the expression."""
+def _order(inner: int, outer: str, third: int) -> list[str]:
+    """Operands in the order that the operation takes them: the larger first where it is a difference."""
+    return [str(third), outer, str(inner)] if outer == "-" and inner < third else [str(inner), outer, str(third)]
+
+
+def _expression(left: int, inside: str, right: int, inner: int, outer: str, third: int) -> list[str]:
     if inside == "-":
         left, right = max(left, right), min(left, right)
     group = ["(", str(left), inside, str(right), ")"]
-    swap = outer == "-" and inner < third
-    step = [str(third), outer, str(inner)] if swap else [str(inner), outer, str(third)]
-    answer = [str(third), outer, *group] if swap else [*group, outer, str(third)]
-    return [*([] if target is None else [*step, "=", str(target)]), "</think>", *answer]
+    return [str(third), outer, *group] if outer == "-" and inner < third else [*group, outer, str(third)]
 
 
 def _slip(value: int, rng: Random, probability: float) -> int:

@@ -1,0 +1,26 @@
+// Routing and the experts' SwiGLU MLPs, forward and backward. Shapes and formulas stand in kernels/moe.py.
+//
+// Rows of the experts (R = T * K) stand expert by expert, in token order within an expert. Panels are packed by
+// csrc/linear. Workspaces come from the caller; absent optional tensors (None) switch the part they belong to off.
+#pragma once
+
+#include "common/isa.h"
+#include "common/view.h"
+
+ST_DECLARE(void route_forward(const View& logits_TE, bool norm_topk, const View& ids_TK, const View& weight_TK,
+                              const View& counts_E, const View& offsets_E1, const View& row_TK, const View& token_R))
+ST_DECLARE(void route_backward(const View& dweight_TK, const View& logits_TE, const View& ids_TK, const View& weight_TK,
+                               bool norm_topk, const View& dlogits_TE))
+
+// hidden keeps the gate and up products for the backward; None where no gradient is wanted. out is workspace.
+ST_DECLARE(void experts_forward(const View& x_TD, const View& weight_TK, const View& offsets_E1, const View& row_TK,
+                                const View& token_R, const View& gate_up_panels, const View& down_panels,
+                                const View& hidden_R_2I, const View& out_RD, const View& y_TD))
+// gate_up_panels and down_panels are those of the transposed weights. dhidden, act and drow are workspace.
+ST_DECLARE(void experts_backward(const View& dy_TD, const View& x_TD, const View& weight_TK, const View& offsets_E1,
+                                 const View& row_TK, const View& token_R, const View& gate_up_panels,
+                                 const View& down_panels, const View& hidden_R_2I, const View& dhidden_R_2I,
+                                 const View& act_RI, const View& drow_RD, const View& dx_TD, const View& dweight_TK))
+ST_DECLARE(void experts_weight_grad(const View& dy_TD, const View& x_TD, const View& offsets_E1, const View& token_R,
+                                    const View& dhidden_R_2I, const View& act_RI, bool half, const View& dgate_up_E_2I_D,
+                                    const View& ddown_E_D_I))

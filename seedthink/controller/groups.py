@@ -1,0 +1,81 @@
+"""A worker group: one worker class on every rank of a pool, seen as one object.
+
+`group.learn(batches)` looks up the verb that the worker class registered for `learn` (protocol.py), splits the
+arguments, runs the ranks, gathers the results. `LocalGroup` runs the ranks in this process, `RayGroup` in one process
+each; code that uses a group cannot tell which it has, except that payloads which crossed a process are read-only.
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from seedthink.controller.protocol import Call, Verb, verbs_of
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a worker stands; the first argument of every worker class.
+
+    `rendezvous` is "host:port", free on rank 0's machine, for the group's own collectives; "" within one process.
+    `threads` is how many CPU threads the worker may use.
+    """
+
+    group: str
+    rank: int
+    size: int
+    threads: int
+    rendezvous: str = ""
+
+
+class Future(Protocol):
+    """What a verb with `blocking=False` returns."""
+
+    def result(self) -> Any:
+        """Wait, within the verb's deadline, and return the gathered results or raise what a rank raised."""
+        ...
+
+    def done(self) -> bool:
+        """Tell whether `result()` would return or raise at once."""
+        ...
+
+
+class WorkerGroup(ABC):
+    """Base of the groups. A context manager: leaving it closes the group."""
+
+    def __init__(self, name: str, worker: type, size: int, deadline: float) -> None:
+        self.name = name
+        self.size = size
+        self.deadline = deadline
+        self.verbs = verbs_of(worker)
+
+    @abstractmethod
+    def start(self, verb: Verb, calls: Mapping[int, Call]) -> Future:
+        """Run `calls[rank]` on each rank named there."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the workers; may be called twice."""
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Run a verb by name. Returns the gathered results, or a `Future` where the verb is not blocking."""
+        verb = self.verbs[name]
+        future = self.start(verb, verb.transfer.split(self.size, args, kwargs))
+        return future.result() if verb.blocking else future
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("_") or name not in self.verbs:
+            raise AttributeError(f"group {self.name!r} has no verb {name!r}; it has {', '.join(sorted(self.verbs))}")
+        return functools.partial(self.call, name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,225 @@
+"""The commands `sft`, `rl` and `eval` as functions: a configuration in, a run folder out.
+
+Each opens its folder, starts its workers under supervision, resumes from the newest checkpoint by default, and leaves
+a summary, an exported model and a report behind. What differs between Ray and one process is decided in `session.workers`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from seedthink.config.commands import EvalConfig, RlConfig, SftConfig
+from seedthink.config.sections import OptimizerConfig
+from seedthink.controller.groups import WorkerGroup
+from seedthink.controller.loop import RlJob, evaluate, resume, save, train
+from seedthink.controller.session import Session, open_session, view, workers
+from seedthink.controller.sft import SftJob, evaluate_sft, resume_sft, save_sft, train_sft
+from seedthink.controller.sources import held_out_prompts, tokens_per_pass, training_examples, training_prompts
+from seedthink.controller.supervision import supervise
+from seedthink.controller.value_pretraining import pretrain_value
+from seedthink.engine.engine import EngineSettings
+from seedthink.telemetry.summary import Summary
+from seedthink.types import SamplingParams
+
+Config = TypeVar("Config", RlConfig, SftConfig, EvalConfig)
+
+
+def run_rl(config: RlConfig, verbose: bool = False) -> Path:
+    """Reinforcement learning by the recipe; returns the run folder.
+
+    A folder that holds checkpoints is gone on with. The folder gets `export/` (a Hugging Face model), `critic/` where
+    the algorithm has one, `summary.json` and `report.html`.
+    """
+    config = _named(config, "rl")
+    with open_session(config, "rl", config.model.path, verbose) as session:
+        settings = rl_engine_settings(config)
+
+        def build() -> AbstractContextManager[WorkerGroup]:
+            return workers(
+                config.controller,
+                settings,
+                config.algorithm,
+                logs=session.run.logs,
+                threads=config.model.threads,
+            )
+
+        _supervised(config, session, build, partial(_rl, config, session, verbose))
+        return session.run.path
+
+
+def run_sft(config: SftConfig, verbose: bool = False) -> Path:
+    """Supervised fine-tuning by the recipe; returns the run folder, which gets `export/` and `summary.json`."""
+    config = _named(config, "sft")
+    with open_session(config, "sft", config.model.path, verbose) as session:
+        total = _sft_steps(config, session)
+        settings = EngineSettings(
+            model=Path(config.model.path),
+            dtype=config.model.dtype,
+            rollout=replace(config.generation, temperature=1.0),
+            policy_optimizer=config.optimizer,
+            critic_optimizer=config.optimizer,
+            total_updates=total,
+            critic=False,
+            micro_batch_tokens=config.trainer.micro_batch_tokens,
+        )
+
+        def build() -> AbstractContextManager[WorkerGroup]:
+            return workers(config.controller, settings, None, logs=session.run.logs, threads=config.model.threads)
+
+        _supervised(config, session, build, partial(_sft, config, session, total, verbose))
+        return session.run.path
+
+
+def run_eval(config: EvalConfig, verbose: bool = False) -> Mapping[str, Any]:
+    """Held-out accuracy of a model folder; returns the summary that `summary.json` in the run folder holds."""
+    config = _named(config, "eval")
+    with open_session(config, "eval", config.model.path, verbose) as session:
+        settings = EngineSettings(
+            model=Path(config.model.path),
+            dtype=config.model.dtype,
+            rollout=config.generation,
+            policy_optimizer=OptimizerConfig(),
+            critic_optimizer=OptimizerConfig(),
+            total_updates=0,
+            critic=False,
+        )
+        generation, wanted = config.generation, config.evaluation
+        prompts = held_out_prompts(
+            config.data, session.tokenizer, wanted.problems, config.run.seed, thinking=wanted.thinking
+        )
+        params = SamplingParams(
+            max_tokens=generation.max_tokens,
+            temperature=generation.temperature,
+            top_k=generation.top_k,
+            top_p=generation.top_p,
+            stop=generation.stop,
+        )
+        with workers(config.controller, settings, None, logs=session.run.logs, threads=config.model.threads) as engine:
+            found = session.evaluate(engine, prompts, wanted.samples, params, config.run.seed).summary()
+        session.run.record_evaluation("eval", 0, found)
+        _summarise(session, Summary(command="eval", status="finished", steps=0, accuracy_after=found))
+        return found
+
+
+def rl_engine_settings(config: RlConfig) -> EngineSettings:
+    """What the workers of an RL run are built from."""
+    algorithm = config.algorithm
+    return EngineSettings(
+        model=Path(config.model.path),
+        dtype=config.model.dtype,
+        rollout=config.rollout,
+        policy_optimizer=config.policy_optimizer,
+        critic_optimizer=config.critic_optimizer,
+        total_updates=config.run.steps * algorithm.updates_per_rollout,
+        critic=algorithm.critic,
+        critic_path=config.value_pretraining.critic_path,
+        reference=algorithm.reference,
+        recompute=algorithm.recompute_proximal,
+        micro_batch_tokens=config.trainer.micro_batch_tokens,
+    )
+
+
+def _rl(config: RlConfig, session: Session, verbose: bool, engine: WorkerGroup) -> None:
+    held_out = held_out_prompts(
+        config.data, session.tokenizer, config.evaluation.problems, config.run.seed, config.evaluation.thinking
+    )
+    prompts = training_prompts(config.data, session.tokenizer, config.run.seed, held_out)
+    with view(session, "rl", config.run.steps, verbose) as terminal:
+        job = RlJob(config, session, engine, prompts, held_out, terminal)
+        if not resume(job):
+            job.before = evaluate(job)
+            if config.algorithm.critic and not config.value_pretraining.critic_path:
+                with session.stage("value"):
+                    pretrain_value(job)
+            save(job)
+        with session.stage("rl"):
+            train(job)
+        save(job)
+        finished = (bool(config.run.steps) and job.step >= config.run.steps) or not session.stop.requested
+        if not finished:
+            terminal.say(f"stopped after step {job.step}; the same command goes on from there")
+            return
+        after = evaluate(job)
+        _finish_rl(job, after)
+
+
+def _finish_rl(job: RlJob, after: Mapping[str, Any] | None) -> None:
+    """Export, summary and report of a finished run."""
+    session, run = job.session, job.session.run
+    exported = job.engine.export(run.path / "export", job.config.checkpoint.export_dtype)
+    counts = job.engine.parameters()
+    _summarise(
+        session,
+        Summary(
+            command="rl",
+            status="finished",
+            steps=job.step,
+            accuracy_before=job.before,
+            accuracy_after=after,
+            logp_gap_max=job.gap_max,
+            tokens_per_second=job.last.get("perf/throughput", math.nan),
+            export=str(exported),
+            **counts,
+        ),
+    )
+
+
+def _sft(config: SftConfig, session: Session, total: int, verbose: bool, engine: WorkerGroup) -> None:
+    held_out = held_out_prompts(
+        config.data, session.tokenizer, config.evaluation.problems, config.run.seed, config.evaluation.thinking
+    )
+    examples = training_examples(config.data, session.tokenizer, config.run.seed)
+    with view(session, "sft", total, verbose) as terminal:
+        job = SftJob(config, session, engine, examples, held_out, terminal, total)
+        resume_sft(job)
+        with session.stage("sft"):
+            train_sft(job)
+        save_sft(job)
+        if session.stop.requested and job.step < total:
+            terminal.say(f"stopped after step {job.step}; the same command goes on from there")
+            return
+        after = evaluate_sft(job)
+        exported = engine.export(session.run.path / "export", config.checkpoint.export_dtype)
+        counts = engine.parameters()
+        summary = Summary(
+            command="sft", status="finished", steps=job.step, accuracy_after=after, export=str(exported), **counts
+        )
+        _summarise(session, summary)
+
+
+def _sft_steps(config: SftConfig, session: Session) -> int:
+    """Steps of an SFT run: as set, or what `data.epochs` passes over the texts take; 0 where time alone ends it."""
+    if config.run.steps:
+        return config.run.steps
+    if config.run.time_limit_minutes:
+        return 0
+    tokens = tokens_per_pass(config.data, session.tokenizer, config.run.seed)
+    return max(1, math.ceil(config.data.epochs * tokens / config.data.batch_tokens))
+
+
+def _supervised(
+    config: RlConfig | SftConfig,
+    session: Session,
+    build: Callable[[], AbstractContextManager[WorkerGroup]],
+    run: Callable[[WorkerGroup], None],
+) -> None:
+    supervise(build, run, restarts=config.controller.restarts, say=lambda text: session.say(text))
+
+
+def _summarise(session: Session, summary: Summary) -> None:
+    seconds = {name: round(spent, 3) for name, spent in session.seconds.items()}
+    seconds["total"] = round(session.run.seconds, 3)
+    session.memory.sample()
+    whole = replace(summary, seconds=seconds, peak_rss_bytes=session.memory.peak_bytes)
+    session.run.write_summary(whole.to_dict())
+
+
+def _named(config: Config, command: str) -> Config:
+    """The configuration with a run name: the recipe's, or the command's."""
+    return config if config.run.name else replace(config, run=replace(config.run, name=command))

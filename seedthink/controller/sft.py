@@ -1,0 +1,146 @@
+"""Supervised fine-tuning: the pipeline's table without sampling and credit, and with imitation as the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seedthink.checkpoint.store import CheckpointStore
+from seedthink.config.commands import SftConfig
+from seedthink.controller.groups import WorkerGroup
+from seedthink.controller.loop import MINUTE, averaged
+from seedthink.controller.session import Session
+from seedthink.data.sft import SftExample
+from seedthink.data.sources import Source
+from seedthink.errors import RunError
+from seedthink.telemetry.terminal import Terminal
+from seedthink.types import Batch, Prompt, SamplingParams
+
+
+@dataclass
+class SftJob:
+    """One SFT run; `total_steps` is where it ends, `step` what has been done."""
+
+    config: SftConfig
+    session: Session
+    engine: WorkerGroup
+    examples: Source[SftExample]
+    held_out: Sequence[Prompt]
+    terminal: Terminal
+    total_steps: int
+    step: int = 0
+
+
+def train_sft(job: SftJob) -> None:
+    """Runs the remaining steps; Ctrl-C or the time limit ends it after the step at hand."""
+    run, config = job.session.run, job.config
+    skipped = 0
+    while not finished(job):
+        run.events.step = job.step = job.step + 1
+        with run.events.span("step"):
+            batches = pack_examples(draw(job), config.trainer.micro_batch_tokens, job.engine.size)
+            update, *_ = job.engine.learn(batches)
+        metrics = averaged([update]) | run.events.take()
+        metrics["perf/throughput"] = sum(len(batch.tokens_T) for batch in batches) / metrics["timing_s/step"]
+        run.record("sft", job.step, metrics)
+        job.terminal.step(job.step, metrics)
+        skipped = skipped + 1 if update.skipped else 0
+        if skipped > config.trainer.max_skipped_steps:
+            raise RunError(
+                f"step {job.step}: {skipped} updates in a row were skipped ({update.skipped}); lower optimizer.lr or "
+                "raise trainer.max_skipped_steps"
+            )
+        if config.checkpoint.every_steps and job.step % config.checkpoint.every_steps == 0:
+            save_sft(job)
+        every = config.evaluation.every_steps
+        if every and job.step % every == 0 and job.step < job.total_steps:
+            evaluate_sft(job)
+
+
+def finished(job: SftJob) -> bool:
+    """Whether the steps, the time or the user's patience are at their end."""
+    limit = job.config.run.time_limit_minutes
+    out_of_time = bool(limit) and job.session.run.seconds >= limit * MINUTE
+    return job.session.stop.requested or out_of_time or bool(job.total_steps and job.step >= job.total_steps)
+
+
+def draw(job: SftJob) -> list[SftExample]:
+    """Examples up to `data.batch_tokens` tokens, at least one per rank."""
+    drawn: list[SftExample] = []
+    tokens = 0
+    while tokens < job.config.data.batch_tokens or len(drawn) < job.engine.size:
+        (example,) = job.examples.next(1)
+        drawn.append(example)
+        tokens += len(example.tokens_T)
+    return drawn
+
+
+def pack_examples(examples: Sequence[SftExample], token_budget: int, ranks: int = 1) -> list[Batch]:
+    """One batch per rank; micro-batches hold up to `token_budget` tokens, or one longer example."""
+    total = float(sum(example.mask_T.sum() for example in examples))
+    dealt = [examples[rank::ranks] for rank in range(ranks)]
+    return [_batch(mine, token_budget, total, float(len(examples))) for mine in dealt]
+
+
+def _batch(examples: Sequence[SftExample], token_budget: int, tokens: float, sequences: float) -> Batch:
+    micro_B, micro, filled = [], 0, 0
+    for example in examples:
+        if filled and filled + len(example.tokens_T) > token_budget:
+            micro, filled = micro + 1, 0
+        filled += len(example.tokens_T)
+        micro_B.append(micro)
+    none = np.zeros(0, np.float32)
+    return Batch(
+        tokens_T=np.concatenate([example.tokens_T for example in examples]).astype(np.int32),
+        cu_seqlens=np.concatenate([[0], np.cumsum([len(e.tokens_T) for e in examples])]).astype(np.int32),
+        micro_B=np.asarray(micro_B, np.int32),
+        mask_T=np.concatenate([example.mask_T for example in examples]).astype(np.float32),
+        logprob_T=none,
+        proximal_T=none,
+        reference_T=none,
+        advantage_T=none,
+        return_T=none,
+        value_T=none,
+        positive_T=none,
+        sequence_weight_B=np.ones(len(examples), np.float32),
+        global_tokens=tokens,
+        global_sequences=sequences,
+        global_positive_tokens=0.0,
+    )
+
+
+def save_sft(job: SftJob) -> Path:
+    """Writes the state after `job.step`."""
+    extra = {"stage": "sft", "data": job.examples.state()}
+    return Path(job.engine.save(job.session.run.checkpoints, job.step, extra, job.config.checkpoint.keep))
+
+
+def resume_sft(job: SftJob) -> bool:
+    """Restores the newest whole checkpoint; False where there is none."""
+    path = CheckpointStore(job.session.run.checkpoints).latest()
+    if path is None:
+        return False
+    extra: Mapping[str, Any] = job.engine.restore(path)
+    job.step = int(path.name.removeprefix("step-"))
+    job.examples.restore(extra["data"])
+    job.session.run.rewind("sft", job.step)
+    job.terminal.say(f"resumed step {job.step} of {job.total_steps or 'no limit'} from {path}")
+    return True
+
+
+def evaluate_sft(job: SftJob) -> dict[str, Any] | None:
+    """Measures held-out accuracy now and records it; None where the recipe names no held-out problems."""
+    if not job.held_out:
+        return None
+    generation, config = job.config.generation, job.config.evaluation
+    params = SamplingParams(max_tokens=generation.max_tokens, temperature=config.temperature, stop=generation.stop)
+    job.engine.publish()
+    found = job.session.evaluate(job.engine, job.held_out, config.samples, params, job.config.run.seed)
+    summary = found.summary()
+    job.session.run.record_evaluation("sft", job.step, summary)
+    job.terminal.say(f"accuracy after step {job.step}: {found.overall}")
+    return summary
