@@ -189,6 +189,13 @@ def positive_nll(logprob_T: Tensor, batch: LossBatch) -> Result:
     return loss, {"actor/nll_loss": Sum(float(loss.detach()))}
 
 
+def imitation(logprob_T: Tensor, entropy_T: Tensor, batch: LossBatch) -> Result:
+    """Supervised fine-tuning: minus the mean log-prob of the predicted tokens, in nats. Metric: train/loss."""
+    loss = -logprob_T.index_select(0, batch.predicted_R).sum() / max(batch.global_tokens, 1.0)
+    entropy = _means({"actor/entropy": entropy_T.index_select(0, batch.predicted_R).detach()})
+    return loss, {"train/loss": Sum(float(loss.detach())), **entropy}
+
+
 def entropy_loss(entropy_T: Tensor, batch: LossBatch, aggregate: Aggregate = token_mean) -> Result:
     """Minus the aggregated entropy, in nats. Metric: actor/entropy, the mean over tokens."""
     entropy_R = entropy_T.index_select(0, batch.predicted_R)
@@ -261,10 +268,3 @@ def _means(values: dict[str, Tensor]) -> dict[str, Metric]:
     totals = torch.stack([value_R.double().sum() for value_R in values.values()]).tolist()
     rows = float(len(next(iter(values.values()))))
     return {name: Mean(total, rows) for name, total in zip(values, totals, strict=True)}
-
-
-def imitation(logprob_T: Tensor, entropy_T: Tensor, batch: LossBatch) -> Result:
-    """Supervised fine-tuning: minus the mean log-prob of the predicted tokens, in nats. Metric: train/loss."""
-    loss = -logprob_T.index_select(0, batch.predicted_R).sum() / max(batch.global_tokens, 1.0)
-    entropy = _means({"actor/entropy": entropy_T.index_select(0, batch.predicted_R).detach()})
-    return loss, {"train/loss": Sum(float(loss.detach())), **entropy}

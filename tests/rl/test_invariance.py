@@ -81,6 +81,14 @@ def test_the_value_loss_does_not_depend_on_the_split(clip: float, split: tuple[i
 
 @settings(max_examples=12, deadline=None)
 @given(split=splits)
+def test_imitation_does_not_depend_on_the_split(split: tuple[int, int, int]) -> None:
+    policy = BigramPolicy()
+    whole = policy.learn(one_mini_batch(1000, 1), policy.policy, losses.imitation)
+    assert_same(policy.learn(one_mini_batch(*split), policy.policy, losses.imitation), whole)
+
+
+@settings(max_examples=12, deadline=None)
+@given(split=splits)
 def test_the_positive_nll_does_not_depend_on_the_split(split: tuple[int, int, int]) -> None:
     policy = BigramPolicy()
 

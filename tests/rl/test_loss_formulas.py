@@ -13,7 +13,7 @@ from rl_samples import random_credited
 from seedthink.engine.micro_batch import MicroBatch, micro_batches
 from seedthink.rl import loss as losses
 from seedthink.rl.pack import pack
-from seedthink.telemetry.metrics import Max, Mean, Sum
+from seedthink.telemetry.metrics import Max, Mean, Sum, reduce
 
 LENGTHS = [4, 2, 7, 1]
 
@@ -182,6 +182,14 @@ def test_positive_nll_divides_by_the_tokens_of_right_answers_only() -> None:
     loss, found = losses.positive_nll(outputs(-0.5, -1.5, -9.0, -9.0), micro)
     assert float(loss) == pytest.approx(1.0)
     assert found == {"actor/nll_loss": Sum(float(loss))}
+
+
+def test_imitation_is_minus_the_mean_logprob_over_global_tokens() -> None:
+    micro = replace(micro_batch(advantage=[0.0, 0.0]), global_tokens=8.0)
+    loss, found = losses.imitation(outputs(-0.5, -1.5), outputs(0.1, 0.3), micro)
+    assert float(loss) == pytest.approx(0.25)
+    assert found["train/loss"] == Sum(float(loss))
+    assert reduce(found)["actor/entropy"] == pytest.approx(0.2)
 
 
 def test_positive_nll_of_a_batch_without_right_answers_is_zero() -> None:

@@ -125,6 +125,19 @@ def test_ranks_and_micro_batches_carry_like_loads() -> None:
     assert micros <= 1.3 * loads.sum() / (4 * 512) + 1
 
 
+def test_the_rank_with_the_larger_bin_of_one_index_gets_the_smaller_of_the_next() -> None:
+    credited = random_credited([40, 30, 20, 10])  # plus prompts of 1 to 3 tokens: four bins of one sequence each
+    (batches,) = pack(credited, token_budget=33, max_sequence_tokens=50, updates_per_rollout=1, ranks=2)
+    assert sorted(int(batch.mask_T.sum()) for batch in batches) == [50, 50]
+
+
+def test_no_more_micro_batches_are_cut_than_the_budget_asks_for() -> None:
+    credited = random_credited([10] * 6)
+    for budget, wanted in ((1000, 1), (45, 2), (26, 3), (13, 6)):
+        ((batch,),) = pack(credited, token_budget=budget, max_sequence_tokens=50, updates_per_rollout=1)
+        assert int(batch.micro_B.max()) + 1 == wanted
+
+
 def test_a_rank_without_a_sequence_gets_a_masked_copy_that_counts_nowhere() -> None:
     credited = random_credited([5, 9])
     (batches,) = pack(credited, token_budget=100, max_sequence_tokens=30, updates_per_rollout=1, ranks=3)

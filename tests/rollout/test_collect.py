@@ -233,24 +233,60 @@ def test_a_hanging_judge_ends_the_wait_with_a_message() -> None:
     assert 5 < clock.now < 10
 
 
-def test_a_side_that_owes_nothing_does_not_run_into_its_deadline() -> None:
-    class SlowJudge(WoodenJudge):
+def test_a_deadline_runs_only_while_its_side_owes_something() -> None:
+    class Hesitant(WoodenGenerator):
+        """Has nothing at the first call after every submission."""
+
+        def submit(self, requests: Sequence[Request]) -> None:
+            super().submit(requests)
+            self.fresh = True
+
+        def collect(self, timeout: float) -> list[Completion]:
+            self.fresh, fresh = False, self.fresh
+            if fresh:
+                self.clock.now += 1.0
+                return []
+            return super().collect(timeout)
+
+    class Slow(WoodenJudge):
         def collect(self, timeout: float) -> list[tuple[Rollout, Judgement]]:
-            self.clock.now += 3.0  # slower than the generator's deadline, within its own
-            return super().collect(0.0)
+            self.clock.now += 10.0  # beyond the generator's deadline, within its own
+            return super().collect(timeout)
+
+    clock = Clock()
+    source = Source([1, 1], [1, 0], [0, 1])
+    generator, judge = Hesitant(clock), Slow(clock, order=3)
+    limits = {"dynamic_sampling": True, "max_refills": 1, "generate_seconds": 8.0, "judge_seconds": 100.0}
+    found = run(source, clock=clock, generator=generator, judge=judge, **limits)
+    assert names(found) == ["p1", "p2"]
+    assert found.statistics.judge_seconds > 20
+
+
+def test_the_judges_deadline_does_not_run_while_generation_is_slow() -> None:
+    class Sluggish(WoodenGenerator):
+        def collect(self, timeout: float) -> list[Completion]:
+            self.clock.now += 30.0
+            return super().collect(timeout)
+
+    class Hesitant(WoodenJudge):
+        calls = 0
+
+        def collect(self, timeout: float) -> list[tuple[Rollout, Judgement]]:
+            self.calls += 1
+            self.clock.now += 1.0
+            return super().collect(timeout) if self.calls % 2 == 0 else []
 
     clock = Clock()
     found = run(
-        Source([1, 1], [1, 0], [0, 1]),
+        Source([1, 0]),
         clock=clock,
-        judge=SlowJudge(clock, order=3),
-        dynamic_sampling=True,
-        max_refills=1,
-        generate_seconds=2.5,
-        judge_seconds=100.0,
+        prompts=1,
+        generator=Sluggish(clock),
+        judge=Hesitant(clock),
+        judge_seconds=25.0,
+        generate_seconds=100.0,
     )
-    assert names(found) == ["p1", "p2"]
-    assert found.statistics.judge_seconds > 5
+    assert names(found) == ["p0"]
 
 
 def test_seeds_depend_on_run_step_prompt_and_member_only() -> None:
