@@ -136,6 +136,8 @@ def test_no_more_micro_batches_are_cut_than_the_budget_asks_for() -> None:
     for budget, wanted in ((1000, 1), (45, 2), (26, 3), (13, 6)):
         ((batch,),) = pack(credited, token_budget=budget, max_sequence_tokens=50, updates_per_rollout=1)
         assert int(batch.micro_B.max()) + 1 == wanted
+    ((batch,),) = pack(credited[:3], token_budget=20, max_sequence_tokens=50, updates_per_rollout=1)
+    assert int(batch.micro_B.max()) + 1 == 3  # two would hold the tokens, but no two sequences fit together
 
 
 def test_a_rank_without_a_sequence_gets_a_masked_copy_that_counts_nowhere() -> None:
