@@ -1,1 +1,1 @@
-""""""
+"""Gathering experience: prompts to a generator, answers to a judge, groups back, every wait with a deadline."""
