@@ -1,7 +1,7 @@
 """Accuracy on held-out problems, with intervals that know that samples of one problem are not independent.
 
-avg@k is the mean over problems of the share of right samples; its 95 % interval is Student's t over the problems' means
-(the problem is the cluster). pass@k is the unbiased estimator 1 - C(n - c, k) / C(n, k) of Chen et al., arXiv 2107.03374.
+avg@k is the mean over problems of the share of right samples; its 95 % interval is Student's t over the problems'
+means (the problem is the cluster). pass@k is the unbiased estimator 1 - C(n - c, k) / C(n, k) of arXiv 2107.03374.
 Samples whose verifier failed are counted and left out; a problem without a judged sample is left out too.
 """
 

@@ -2,8 +2,8 @@
 
     next -> collect -> score -> credit -> pack -> learn -> publish -> save -> record
 
-Everything a step needs stands in `RlJob`; whatever a step must remember (data cursor, versions) is in its checkpoint, so
-that a run is resumed by running it again.
+Everything a step needs stands in `RlJob`; whatever a step must remember (data cursor, versions) is in its checkpoint,
+so that a run is resumed by running it again.
 """
 
 from __future__ import annotations
@@ -153,7 +153,10 @@ def averaged(updates: Sequence[Update]) -> dict[str, float]:
     for name in updates[0].metrics:
         values = [update.metrics[name] for update in updates if name in update.metrics]
         finite = [value for value in values if math.isfinite(value)]
-        found[name] = sum(finite) / len(finite) if finite else math.nan
+        if not finite:
+            found[name] = math.nan
+        else:
+            found[name] = max(finite) if name.endswith("_max") else sum(finite) / len(finite)
     first = updates[0].metrics
     found |= {name: value for name, value in first.items() if name.startswith("mismatch/")}
     if "mismatch/logp_gap_max" in first:

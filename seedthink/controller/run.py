@@ -1,7 +1,7 @@
 """The commands `sft`, `rl` and `eval` as functions: a configuration in, a run folder out.
 
 Each opens its folder, starts its workers under supervision, resumes from the newest checkpoint by default, and leaves
-a summary, an exported model and a report behind. What differs between Ray and one process is decided in `session.workers`.
+a summary, an exported model and a report behind. Ray or one process is decided in `session.workers`.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def pretrain_value(job: RlJob) -> float:
     answer.
     """
     config = job.config.value_pretraining
-    algorithm = replace(job.config.algorithm, dynamic_sampling=False, overlong_filter=False)
+    algorithm = replace(job.config.algorithm, dynamic_sampling=False, overlong_filter=False, gae_lambda_critic=1.0)
     reward = build_reward(algorithm, max_tokens=job.config.rollout.max_tokens)
     measured: list[float] = []
     for step in range(1, config.max_steps + 1):

@@ -1,7 +1,7 @@
 """The worker of a group: an engine whose verbs carry their transfer protocols.
 
-Prompts and samples are split over data-parallel ranks, mini-batches come one per rank, weights are published by all. The
-losses are built here, inside the worker, from the algorithm's settings: a closure never crosses a process.
+Prompts and samples are split over data-parallel ranks, mini-batches come one per rank, weights are published by all.
+The losses are built here, inside the worker, from the algorithm's settings: a closure never crosses a process.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Verbs: submit / collect / abort (the Generator protocol), score (values and, where asked for, recomputed and reference
 log-probs), learn (one optimizer step of policy and critic), publish (the learned weights become the next version).
-Publishing moves no bytes: generation reads the very tensors that the optimizer writes, so it only counts the version and
-forgets the prefix cache. A rollout's log-probs are therefore those of the trainer, bit for bit.
+Publishing moves no bytes: generation reads the very tensors that the optimizer writes, so it only counts the version
+and forgets the prefix cache. A rollout's log-probs are therefore those of the trainer, bit for bit.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from seedthink.engine.model_io import load_model, load_value_model
 from seedthink.engine.trainer import Loss, Trainer, forward_only, policy_forward, value_forward
 from seedthink.kernels.attention import PAGE
 from seedthink.models.config import ModelConfig
+from seedthink.models.qwen3 import Transformer
 from seedthink.models.value import ValueModel
 from seedthink.types import Batch, Completion, Detokenizer, Request, Scored, Update, Valued
 
@@ -35,10 +36,11 @@ _EMPTY = np.zeros(0, dtype=np.float32)
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """What an engine is built from. `dtype` is the matmul operands' dtype, `total_updates` the schedules' length.
+    """What an engine is built from.
 
-    `critic` False leaves the value network out, `critic_path` names a stored one to start from; `reference` keeps a frozen copy of the starting policy; `recompute` asks
-    `score` for the policy's own log-probs (the proximal policy, where the behaviour policy's cannot be trusted).
+    `dtype` is the matmul operands' dtype, `total_updates` the schedules' length. `critic` False leaves the value network
+    out, `critic_path` names a stored one to start from; `reference` keeps a frozen copy of the starting policy;
+    `recompute` asks `score` for the policy's own log-probs (a proximal policy apart from the behaviour policy).
     """
 
     model: Path
@@ -161,7 +163,9 @@ class Engine:
 
     def parameters(self) -> dict[str, int]:
         """Parameters of the policy: all, and those that one token passes through."""
-        config, module = self.policy.module.config, self.policy.module
+        module = self.policy.module
+        assert isinstance(module, Transformer)
+        config = module.config
         total = sum(p.numel() for p in module.parameters())
         experts = sum(p.numel() for name, p in module.named_parameters() if p.ndim == 3)
         idle = experts * (config.num_experts - config.experts_per_token) // max(1, config.num_experts)
