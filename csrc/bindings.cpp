@@ -3,11 +3,17 @@
 #include <pybind11/pybind11.h>
 
 #include "attention/attention.h"
+#include "activation/activation.h"
 #include "common/isa.h"
 #include "common/pool.h"
 #include "common/view.h"
 #include "linear/linear.h"
+#include "logprob/logprob.h"
+#include "moe/moe.h"
 #include "norm/norm.h"
+#include "rope/rope.h"
+#include "sampling/sampling.h"
+#include "scan/gae.h"
 
 namespace py = pybind11;
 using seedthink::Dtype;
@@ -109,6 +115,26 @@ PYBIND11_MODULE(_C, m) {
   ST_DEF(attend_packed_backward);
   ST_DEF(attend_paged);
   ST_DEF(write_pages);
+
+  // moe
+  ST_DEF(route_forward);
+  ST_DEF(route_backward);
+  ST_DEF(experts_forward);
+  ST_DEF(experts_backward);
+  ST_DEF(experts_weight_grad);
+
+  // heads of the model
+  ST_DEF(row_logprob_forward);
+  ST_DEF(row_logprob_backward);
+  ST_DEF(sample_rows);
+
+  // rows
+  ST_DEF(rope_turn);
+  ST_DEF(swiglu_forward);
+  ST_DEF(swiglu_backward);
+
+  // scan
+  ST_DEF(gae_scan);
 
   // norm
   ST_DEF(rms_norm_forward);

@@ -5,8 +5,14 @@ silu(g) = g / (1 + exp(-g)). Elementwise, so a row's bits depend on the row alon
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from seedthink import _C
+from seedthink.kernels.linear import wants_operator
+from seedthink.kernels.registry import define
 
 
 def reference_swiglu(gate_up_T_2I: Tensor) -> Tensor:
@@ -20,4 +26,36 @@ def swiglu(gate_up_T_2I: Tensor) -> Tensor:
 
     gate_up_T_2I float32 [T, 2I] -> float32 [T, I]; differentiable. ValueError on an odd width or another dtype.
     """
-    return reference_swiglu(gate_up_T_2I)
+    return _swiglu(gate_up_T_2I) if wants_operator(gate_up_T_2I) else _forward(gate_up_T_2I)
+
+
+def _forward(gate_up_T_2I: Tensor) -> Tensor:
+    if gate_up_T_2I.dim() != 2 or gate_up_T_2I.shape[1] % 2:
+        raise ValueError(f"gate_up: expected [T, 2I], got {list(gate_up_T_2I.shape)}")
+    y_TI = gate_up_T_2I.new_empty((gate_up_T_2I.shape[0], gate_up_T_2I.shape[1] // 2))
+    _C.swiglu_forward(gate_up_T_2I, y_TI)
+    return y_TI
+
+
+def _gradient_cpu(dy_TI: Tensor, gate_up_T_2I: Tensor) -> Tensor:
+    dgate_up = torch.empty_like(gate_up_T_2I)
+    _C.swiglu_backward(dy_TI, gate_up_T_2I, dgate_up)
+    return dgate_up
+
+
+def _save(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+_gradient = define(
+    "swiglu_backward(Tensor grad, Tensor gate_up) -> Tensor",
+    cpu=_gradient_cpu,
+    fake=lambda grad, gate_up: torch.empty_like(gate_up),
+)
+_swiglu = define(
+    "swiglu(Tensor gate_up) -> Tensor",
+    cpu=_forward,
+    fake=lambda gate_up: gate_up.new_empty((gate_up.shape[0], gate_up.shape[1] // 2)),
+    backward=lambda ctx, dy: _gradient(dy.contiguous(), *ctx.saved_tensors),
+    setup_context=_save,
+)

@@ -12,6 +12,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from seedthink import _C
+from seedthink.kernels.registry import define
+
 
 def reference_gae(
     reward_T: Tensor,
@@ -56,4 +59,41 @@ def gae(
     (default 0, a finished sequence) -> two float32 [T]. A masked token carries the advantage of the next token that
     counts. No autograd. ValueError names the argument that does not fit.
     """
-    return reference_gae(reward_T, value_T, cu_seqlens_B1, lambda_policy_B, lambda_critic_B, gamma, mask_T, bootstrap_B)
+    advantage_T, return_T = _gae(
+        reward_T, value_T, cu_seqlens_B1, lambda_policy_B, lambda_critic_B, gamma, mask_T, bootstrap_B
+    )
+    return advantage_T, return_T
+
+
+def _scan(
+    reward_T: Tensor,
+    value_T: Tensor,
+    cu_seqlens_B1: Tensor,
+    lambda_policy_B: Tensor,
+    lambda_critic_B: Tensor,
+    gamma: float,
+    mask_T: Tensor | None,
+    bootstrap_B: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    advantage_T, return_T = torch.empty_like(reward_T), torch.empty_like(reward_T)
+    _C.gae_scan(
+        reward_T,
+        value_T,
+        cu_seqlens_B1,
+        lambda_policy_B,
+        lambda_critic_B,
+        gamma,
+        mask_T,
+        bootstrap_B,
+        advantage_T,
+        return_T,
+    )
+    return advantage_T, return_T
+
+
+_gae = define(
+    "gae(Tensor reward, Tensor value, Tensor cu_seqlens, Tensor lambda_policy, Tensor lambda_critic, float gamma, "
+    "Tensor? mask, Tensor? bootstrap) -> (Tensor, Tensor)",
+    cpu=_scan,
+    fake=lambda reward, *rest: (torch.empty_like(reward), torch.empty_like(reward)),
+)

@@ -7,8 +7,17 @@ was drawn with and the one the trainer recomputes are the same bits.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from seedthink import _C
+from seedthink.kernels.linear import linear_packed, wants_operator
+from seedthink.kernels.packing import panels_of
+from seedthink.kernels.registry import define
+
+CHUNK_CELLS = 1 << 22  # logits held at a time: 16 MiB
 
 
 def reference_linear_logprob(
@@ -38,10 +47,13 @@ def linear_logprob(
     bfloat16 (dtype of the product's operands) -> two float32 [T]; differentiable in h and weight through both.
     The logits are the bits of `linear(h, weight, compute)`, held a chunk of rows at a time. ValueError on bad input.
     """
-    if compute == torch.bfloat16:
-        h_TD = h_TD + (h_TD.bfloat16().float() - h_TD).detach()
-        weight_VD = weight_VD + (weight_VD.bfloat16().float() - weight_VD).detach()
-    return reference_linear_logprob(h_TD, weight_VD, targets_T, temperature)
+    if not temperature > 0.0:
+        raise ValueError(f"temperature: {temperature} is not above 0")
+    if h_TD.dim() != 2 or weight_VD.dim() != 2 or h_TD.shape[1] != weight_VD.shape[1]:
+        raise ValueError(f"h: expected rows as wide as weight {list(weight_VD.shape)}, got {list(h_TD.shape)}")
+    call = _linear_logprob if wants_operator(h_TD, weight_VD) else _forward
+    logprob_T, entropy_T = call(h_TD, weight_VD, targets_T, float(temperature), compute)
+    return logprob_T, entropy_T
 
 
 def row_logprob(logits_TV: Tensor, targets_T: Tensor, temperature_T: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,4 +61,77 @@ def row_logprob(logits_TV: Tensor, targets_T: Tensor, temperature_T: Tensor) -> 
 
     logits_TV float32 [T, V], targets_T int64 [T], temperature_T float32 [T] (> 0) -> two float32 [T] in nats.
     """
-    return reference_row_logprob(logits_TV, targets_T, temperature_T)
+    logprob_T, entropy_T = torch.empty_like(temperature_T), torch.empty_like(temperature_T)
+    _C.row_logprob_forward(logits_TV, targets_T, temperature_T, logprob_T, entropy_T)
+    return logprob_T, entropy_T
+
+
+def _chunks(h_TD: Tensor, weight_VD: Tensor) -> list[slice]:
+    rows = max(32, CHUNK_CELLS // max(1, weight_VD.shape[0]))
+    return [slice(begin, begin + rows) for begin in range(0, h_TD.shape[0], rows)]
+
+
+def _forward(
+    h_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, temperature: float, compute: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    panels, count = panels_of(weight_VD, compute), weight_VD.shape[0]
+    temperature_T = torch.full((h_TD.shape[0],), temperature)
+    logprob_T, entropy_T = torch.empty_like(temperature_T), torch.empty_like(temperature_T)
+    for rows in _chunks(h_TD, weight_VD):
+        logits = linear_packed(h_TD[rows], panels, count)
+        _C.row_logprob_forward(logits, targets_T[rows], temperature_T[rows], logprob_T[rows], entropy_T[rows])
+    return logprob_T, entropy_T
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    h_TD, weight_VD, targets_T, ctx.temperature, ctx.compute = inputs
+    ctx.save_for_backward(h_TD, weight_VD, targets_T)
+
+
+def _backward(ctx: Any, dlogprob_T: Tensor, dentropy_T: Tensor) -> tuple[Tensor | None, ...]:
+    h_TD, weight_VD, targets_T = ctx.saved_tensors
+    dlogprob_T, dentropy_T = dlogprob_T.contiguous(), dentropy_T.contiguous()
+    dh_TD, dweight_VD = _gradients(dlogprob_T, dentropy_T, h_TD, weight_VD, targets_T, ctx.temperature, ctx.compute)
+    return dh_TD, dweight_VD, None, None, None
+
+
+def _gradients_cpu(
+    dlogprob_T: Tensor,
+    dentropy_T: Tensor,
+    h_TD: Tensor,
+    weight_VD: Tensor,
+    targets_T: Tensor,
+    temperature: float,
+    compute: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """The logits are made again chunk by chunk and turned into their gradient in place."""
+    panels, transposed = panels_of(weight_VD, compute), panels_of(weight_VD, compute, transposed=True)
+    temperature_T = torch.full((h_TD.shape[0],), temperature)
+    dh_TD, half = torch.empty_like(h_TD), compute == torch.bfloat16
+    dweight_VD = torch.zeros_like(weight_VD)
+    for rows in _chunks(h_TD, weight_VD):
+        logits = linear_packed(h_TD[rows], panels, weight_VD.shape[0])
+        _C.row_logprob_backward(logits, targets_T[rows], temperature_T[rows], dlogprob_T[rows], dentropy_T[rows])
+        _C.linear_forward(logits, transposed, dh_TD[rows])
+        part = torch.empty_like(weight_VD)
+        _C.linear_weight_grad(logits, h_TD[rows], half, part)
+        dweight_VD += part
+    return dh_TD, dweight_VD
+
+
+_linear_logprob = define(
+    "linear_logprob(Tensor h, Tensor weight, Tensor targets, float temperature, ScalarType compute) -> (Tensor, Tensor)",
+    cpu=_forward,
+    fake=lambda h, weight, targets, temperature, compute: (h.new_empty(h.shape[0]), h.new_empty(h.shape[0])),
+    backward=_backward,
+    setup_context=_save,
+)
+_gradients = define(
+    "linear_logprob_backward(Tensor dlogprob, Tensor dentropy, Tensor h, Tensor weight, Tensor targets, "
+    "float temperature, ScalarType compute) -> (Tensor, Tensor)",
+    cpu=_gradients_cpu,
+    fake=lambda dlogprob, dentropy, h, weight, targets, temperature, compute: (
+        torch.empty_like(h),
+        torch.empty_like(weight),
+    ),
+)

@@ -7,12 +7,15 @@ same bits whatever other rows the expert has (kernels/linear.py's contract), so 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from seedthink.kernels.linear import reference_linear
+from seedthink import _C
+from seedthink.kernels.linear import reference_linear, wants_operator
+from seedthink.kernels.packing import panels_of
+from seedthink.kernels.registry import define
 
 
 class Routing(NamedTuple):
@@ -72,7 +75,9 @@ def route(logits_TE: Tensor, k: int, norm_topk: bool = True) -> Routing:
     norm_topk: divide the k chosen scores by their sum. Raises ValueError for NaN or +inf logits (naming the row), for k
     outside 1..E and for a wrong dtype or shape.
     """
-    return reference_route(logits_TE, k, norm_topk)
+    if wants_operator(logits_TE):
+        return Routing(*_route(logits_TE, k, norm_topk))
+    return Routing(*_route_forward(logits_TE, k, norm_topk))
 
 
 def experts(
@@ -87,4 +92,149 @@ def experts(
     gate_up: [E, 2I, D], gate rows first. down: [E, D, I]. compute: as in `linear`.
     Raises ValueError for a wrong dtype, shape, device or layout, naming the argument.
     """
-    return reference_experts(x_TD, routing, gate_up_E_2I_D, down_E_D_I, compute)
+    if gate_up_E_2I_D.dim() != 3 or down_E_D_I.dim() != 3:
+        raise ValueError("gate_up, down: expected 3 dimensions, [E, 2I, D] and [E, D, I]")
+    count, width = gate_up_E_2I_D.shape[0], down_E_D_I.shape[2]
+    if gate_up_E_2I_D.shape != (count, 2 * width, x_TD.shape[-1]):
+        raise ValueError(
+            f"gate_up: expected shape {[count, 2 * width, x_TD.shape[-1]]} to match x and down, got "
+            f"{list(gate_up_E_2I_D.shape)}"
+        )
+    if down_E_D_I.shape[:2] != (count, x_TD.shape[-1]) or routing.counts_E.shape[0] != count:
+        raise ValueError(f"down: expected {count} experts of width {x_TD.shape[-1]}, got {list(down_E_D_I.shape)}")
+    places = (routing.offsets_E1, routing.row_TK, routing.token_R)
+    if wants_operator(x_TD, routing.weight_TK, gate_up_E_2I_D, down_E_D_I):
+        return _experts(x_TD, routing.weight_TK, *places, gate_up_E_2I_D, down_E_D_I, compute)[0]
+    return _run_experts(x_TD, routing.weight_TK, *places, gate_up_E_2I_D, down_E_D_I, compute, keep=False)[0]
+
+
+def _route_forward(logits_TE: Tensor, k: int, norm_topk: bool) -> tuple[Tensor, ...]:
+    if logits_TE.dim() != 2 or not 1 <= k <= logits_TE.shape[1]:
+        raise ValueError(f"k: {k} is not between 1 and the number of experts of logits {list(logits_TE.shape)}")
+    tokens, count = logits_TE.shape
+    ids_TK = torch.empty((tokens, k), dtype=torch.int32)
+    weight_TK = torch.empty((tokens, k), dtype=torch.float32)
+    counts_E, offsets_E1 = torch.empty(count, dtype=torch.int32), torch.empty(count + 1, dtype=torch.int32)
+    row_TK, token_R = torch.empty_like(ids_TK), torch.empty(tokens * k, dtype=torch.int32)
+    _C.route_forward(logits_TE, norm_topk, ids_TK, weight_TK, counts_E, offsets_E1, row_TK, token_R)
+    return ids_TK, weight_TK, counts_E, offsets_E1, row_TK, token_R
+
+
+def _route_shapes(logits: Tensor, k: int, norm_topk: bool) -> tuple[Tensor, ...]:
+    tokens, count = logits.shape
+    ids = logits.new_empty((tokens, k), dtype=torch.int32)
+    flat = logits.new_empty(tokens * k, dtype=torch.int32)
+    sizes = [logits.new_empty(n, dtype=torch.int32) for n in (count, count + 1)]
+    return ids, logits.new_empty((tokens, k)), *sizes, torch.empty_like(ids), flat
+
+
+def _save_route(ctx: Any, inputs: tuple[Tensor, int, bool], output: tuple[Tensor, ...]) -> None:
+    logits_TE, _, ctx.norm_topk = inputs
+    ids_TK, weight_TK, *rest = output
+    ctx.mark_non_differentiable(ids_TK, *rest)
+    ctx.save_for_backward(logits_TE, ids_TK, weight_TK)
+
+
+def _route_backward(ctx: Any, _: Tensor, dweight_TK: Tensor, *rest: Tensor) -> tuple[Tensor, None, None]:
+    return _route_grad(dweight_TK.contiguous(), *ctx.saved_tensors, ctx.norm_topk), None, None
+
+
+def _route_grad_cpu(dweight: Tensor, logits: Tensor, ids: Tensor, weight: Tensor, norm_topk: bool) -> Tensor:
+    dlogits = torch.empty_like(logits)
+    _C.route_backward(dweight, logits, ids, weight, norm_topk, dlogits)
+    return dlogits
+
+
+def _run_experts(
+    x_TD: Tensor,
+    weight_TK: Tensor,
+    offsets_E1: Tensor,
+    row_TK: Tensor,
+    token_R: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    compute: torch.dtype,
+    keep: bool = True,
+) -> tuple[Tensor, Tensor]:
+    rows = row_TK.numel()
+    hidden_R_2I = torch.empty((rows, gate_up.shape[1])) if keep else None
+    out_RD, y_TD = torch.empty((rows, x_TD.shape[1])), torch.empty_like(x_TD)
+    panels = panels_of(gate_up, compute), panels_of(down, compute)
+    _C.experts_forward(x_TD, weight_TK, offsets_E1, row_TK, token_R, *panels, hidden_R_2I, out_RD, y_TD)
+    return y_TD, out_RD if hidden_R_2I is None else hidden_R_2I
+
+
+def _save_experts(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.compute = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, output[1])
+
+
+def _experts_backward(ctx: Any, dy_TD: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if dy_TD is None:
+        return (None,) * 8
+    x, weight, offsets, row, token, gate_up, down, hidden = ctx.saved_tensors
+    grads = _experts_grad(dy_TD.contiguous(), x, weight, offsets, row, token, gate_up, down, hidden, ctx.compute)
+    dx_TD, dweight_TK, dgate_up, ddown = grads
+    return dx_TD, dweight_TK, None, None, None, dgate_up, ddown, None
+
+
+def _experts_grad_cpu(
+    dy_TD: Tensor,
+    x_TD: Tensor,
+    weight_TK: Tensor,
+    offsets_E1: Tensor,
+    row_TK: Tensor,
+    token_R: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    hidden_R_2I: Tensor,
+    compute: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows, width = row_TK.numel(), down.shape[2]
+    panels = panels_of(gate_up, compute, transposed=True), panels_of(down, compute, transposed=True)
+    dhidden, act, drow = torch.empty_like(hidden_R_2I), torch.empty((rows, width)), torch.empty((rows, x_TD.shape[1]))
+    dx_TD, dweight_TK = torch.empty_like(x_TD), torch.empty_like(weight_TK)
+    places = (offsets_E1, row_TK, token_R)
+    _C.experts_backward(dy_TD, x_TD, weight_TK, *places, *panels, hidden_R_2I, dhidden, act, drow, dx_TD, dweight_TK)
+    dgate_up, ddown = torch.empty_like(gate_up), torch.empty_like(down)
+    half = compute == torch.bfloat16
+    _C.experts_weight_grad(dy_TD, x_TD, offsets_E1, token_R, dhidden, act, half, dgate_up, ddown)
+    return dx_TD, dweight_TK, dgate_up, ddown
+
+
+_route = define(
+    "route(Tensor logits, int k, bool norm_topk) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    cpu=_route_forward,
+    fake=_route_shapes,
+    backward=_route_backward,
+    setup_context=_save_route,
+)
+_route_grad = define(
+    "route_backward(Tensor grad, Tensor logits, Tensor ids, Tensor weight, bool norm_topk) -> Tensor",
+    cpu=_route_grad_cpu,
+    fake=lambda grad, logits, ids, weight, norm_topk: torch.empty_like(logits),
+)
+_experts = define(
+    "experts(Tensor x, Tensor weight, Tensor offsets, Tensor row, Tensor token, Tensor gate_up, Tensor down, "
+    "ScalarType compute) -> (Tensor, Tensor)",
+    cpu=_run_experts,
+    fake=lambda x, weight, offsets, row, token, gate_up, down, compute: (
+        torch.empty_like(x),
+        x.new_empty((row.numel(), gate_up.shape[1])),
+    ),
+    backward=_experts_backward,
+    setup_context=_save_experts,
+)
+_experts_grad = define(
+    "experts_backward(Tensor grad, Tensor x, Tensor weight, Tensor offsets, Tensor row, Tensor token, Tensor gate_up, "
+    "Tensor down, Tensor hidden, ScalarType compute) -> (Tensor, Tensor, Tensor, Tensor)",
+    cpu=_experts_grad_cpu,
+    fake=lambda grad, x, weight, offsets, row, token, gate_up, down, hidden, compute: (
+        torch.empty_like(x),
+        torch.empty_like(weight),
+        torch.empty_like(gate_up),
+        torch.empty_like(down),
+    ),
+)

@@ -6,8 +6,14 @@ silently wrong for these checkpoints. The table holds float32 angles computed as
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from seedthink import _C
+from seedthink.kernels.linear import wants_operator
+from seedthink.kernels.registry import define
 
 
 def rope_table(max_positions: int, head_dim: int, theta: float) -> Tensor:
@@ -35,4 +41,31 @@ def rope(x_TNH: Tensor, table: Tensor, positions_T: Tensor) -> Tensor:
     x_TNH float32 [T, N, H], table from `rope_table`, positions_T int32 [T] -> float32 [T, N, H]; differentiable in x.
     ValueError when a position is outside the table or a shape or dtype is wrong.
     """
-    return reference_rope(x_TNH, table, positions_T)
+    if wants_operator(x_TNH):
+        return _rope(x_TNH, table, positions_T, False)
+    return _turn(x_TNH, table, positions_T, False)
+
+
+def _turn(x_TNH: Tensor, table: Tensor, positions_T: Tensor, back: bool) -> Tensor:
+    y_TNH = torch.empty_like(x_TNH)
+    _C.rope_turn(x_TNH, table, positions_T, back, y_TNH)
+    return y_TNH
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: Tensor) -> None:
+    _, table, positions_T, ctx.back = inputs
+    ctx.save_for_backward(table, positions_T)
+
+
+def _backward(ctx: Any, dy_TNH: Tensor) -> tuple[Tensor, None, None, None]:
+    table, positions_T = ctx.saved_tensors
+    return _rope(dy_TNH.contiguous(), table, positions_T, not ctx.back), None, None, None
+
+
+_rope = define(
+    "rope(Tensor x, Tensor table, Tensor positions, bool back) -> Tensor",
+    cpu=_turn,
+    fake=lambda x, table, positions, back: torch.empty_like(x),
+    backward=_backward,
+    setup_context=_save,
+)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from seedthink import _C
+
 _MASK = 0xFFFFFFFF
 
 
@@ -65,4 +67,6 @@ def sample(
     position_B int64 [B]. Top-k cuts first; top-p keeps the smallest set of most likely survivors (ties to the smaller
     id) whose renormalised mass reaches top_p. ValueError names the argument, also when a row's logits hold NaN.
     """
-    return reference_sample(logits_BV, temperature_B, top_k_B, top_p_B, seed_B, position_B)
+    token_B, logprob_B = torch.empty_like(seed_B), torch.empty_like(temperature_B)
+    _C.sample_rows(logits_BV, temperature_B, top_k_B, top_p_B, seed_B, position_B, token_B, logprob_B)
+    return token_B, logprob_B

@@ -1,5 +1,6 @@
 #include <vector>
 
+#include "activation/row.h"
 #include "common/pool.h"
 #include "linear/gemm.h"
 #include "moe/moe.h"
@@ -31,46 +32,17 @@ std::vector<Unit> cut(const int32_t* offsets, int64_t E, int64_t R) {
   return units;
 }
 
-inline vf sigmoid(vf x) { return splat(1.f) / (splat(1.f) + exp(-x)); }
-
-// act = silu(gate) * up for one row of gate and up products.
-void swiglu_row(const float* gate_up, int64_t I, float* act) {
-  for (int64_t i = 0; i < I; i += kLanes) {
-    const int live = static_cast<int>(std::min<int64_t>(kLanes, I - i));
-    const vf gate = load_n(gate_up + i, live), up = load_n(gate_up + I + i, live);
-    store_n(act + i, gate * sigmoid(gate) * up, live);
-  }
-}
-
-// From dact (gradient of the unweighted row): dhidden and the weighted activation, and returns dot(dact, act), which is
-// the derivative of the row's weight.
-float swiglu_row_backward(const float* gate_up, const float* dact, float weight, int64_t I, float* dgate_up, float* act) {
-  vf dot = splat(0.f);
-  const vf w = splat(weight), one = splat(1.f);
-  for (int64_t i = 0; i < I; i += kLanes) {
-    const int live = static_cast<int>(std::min<int64_t>(kLanes, I - i));
-    const vf gate = load_n(gate_up + i, live), up = load_n(gate_up + I + i, live), d = load_n(dact + i, live);
-    const vf s = sigmoid(gate), silu = gate * s, a = silu * up;
-    dot = fma(d, a, dot);
-    store_n(act + i, w * a, live);
-    store_n(dgate_up + i, w * d * up * (s * fma(gate, one - s, one)), live);
-    store_n(dgate_up + I + i, w * d * silu, live);
-  }
-  return sum(dot);
-}
-
 // y[t] = sum over the k rows of a token, in expert order, of weight * row; a null weight counts as one.
 void combine(const float* rows, const int32_t* row_TK, const float* weight_TK, int64_t T, int64_t K, int64_t D, float* y) {
   parallel(T, 1 + 32768 / (K * D + 1), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const int32_t* row = row_TK + t * K;
-      for (int64_t i = 0; i < D; i += kLanes) {
-        const int live = static_cast<int>(std::min<int64_t>(kLanes, D - i));
+      for_vectors(D, [&](int64_t i, int live) {
         vf acc = splat(0.f);
         for (int64_t k = 0; k < K; ++k)
-          acc = fma(splat(weight_TK != nullptr ? weight_TK[t * K + k] : 1.f), load_n(rows + row[k] * D + i, live), acc);
-        store_n(y + t * D + i, acc, live);
-      }
+          acc = fma(splat(weight_TK != nullptr ? weight_TK[t * K + k] : 1.f), load_some(rows + row[k] * D + i, live), acc);
+        store_some(y + t * D + i, acc, live);
+      });
     }
   });
 }

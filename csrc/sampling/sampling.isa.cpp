@@ -1,0 +1,117 @@
+#include "sampling/sampling.h"
+
+#include <atomic>
+#include <vector>
+
+#include "common/pool.h"
+#include "logprob/row.h"
+
+namespace seedthink::ST_ISA {
+namespace {
+
+// Philox4x32-10: the uniform number in [0, 1), 53 bits, of (seed, position).
+double philox_uniform(uint64_t seed, uint64_t position) {
+  uint32_t key[2] = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
+  uint32_t c[4] = {static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), 0, 0};
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t left = uint64_t{0xD2511F53} * c[0], right = uint64_t{0xCD9E8D57} * c[2];
+    const uint32_t next[4] = {static_cast<uint32_t>(right >> 32) ^ c[1] ^ key[0], static_cast<uint32_t>(right),
+                              static_cast<uint32_t>(left >> 32) ^ c[3] ^ key[1], static_cast<uint32_t>(left)};
+    std::copy(next, next + 4, c);
+    key[0] += 0x9E3779B9u;
+    key[1] += 0xBB67AE85u;
+  }
+  return static_cast<double>(((static_cast<uint64_t>(c[0]) << 32) | c[1]) >> 11) * 0x1p-53;
+}
+
+// Zeroes the weights that top-k and top-p leave out. Order: descending weight, ties to the smaller id.
+void cut(std::vector<float>& weight, int64_t top_k, float top_p) {
+  const int64_t V = static_cast<int64_t>(weight.size());
+  std::vector<int32_t> order(V);
+  for (int64_t i = 0; i < V; ++i) order[i] = static_cast<int32_t>(i);
+  int64_t kept = top_k > 0 && top_k < V ? top_k : V;
+  const auto before = [&](int32_t a, int32_t b) { return weight[a] > weight[b] || (weight[a] == weight[b] && a < b); };
+  if (top_p < 1.f)
+    std::sort(order.begin(), order.end(), before);
+  else
+    std::nth_element(order.begin(), order.begin() + (kept < V ? kept : V - 1), order.end(), before);
+  if (top_p < 1.f) {
+    double total = 0., mass = 0.;
+    for (int64_t i = 0; i < kept; ++i) total += weight[order[i]];
+    int64_t inside = 0;
+    while (inside < kept && mass < static_cast<double>(top_p) * total) mass += weight[order[inside++]];
+    kept = std::max<int64_t>(1, inside);
+  }
+  for (int64_t i = kept; i < V; ++i) weight[order[i]] = 0.f;
+}
+
+int64_t greedy(const float* logits, int64_t V) { return std::max_element(logits, logits + V) - logits; }
+
+int64_t draw(const float* logits, int64_t V, const RowStats& row, int64_t top_k, float top_p, double uniform,
+             std::vector<float>& weight) {
+  weight.resize(V);
+  const vf inverse = splat(row.inverse), shift = splat(row.max);
+  for (int64_t i = 0; i < V; i += kLanes) {
+    const vf e = exp(tempered(logits, i, V, inverse) - shift);
+    if (i + kLanes <= V)
+      store(weight.data() + i, e);
+    else
+      store_n(weight.data() + i, e, static_cast<int>(V - i));
+  }
+  if ((top_k > 0 && top_k < V) || top_p < 1.f) cut(weight, top_k, top_p);
+  double total = 0.;
+  for (const float w : weight) total += w;
+  const double goal = uniform * total;
+  double cumulative = 0.;
+  int64_t last = 0;
+  for (int64_t i = 0; i < V; ++i) {
+    if (weight[i] == 0.f) continue;
+    cumulative += weight[i];
+    last = i;
+    if (cumulative > goal) return i;
+  }
+  return last;  // rounding left the goal at the very end
+}
+
+}  // namespace
+
+void sample_rows(const View& logits_BV, const View& temperature_B, const View& top_k_B, const View& top_p_B,
+                 const View& seed_B, const View& position_B, const View& token_B, const View& logprob_B) {
+  logits_BV.check("logits", Dtype::f32, {-1, -1});
+  const int64_t B = logits_BV.size[0], V = logits_BV.size[1];
+  ST_CHECK(V > 0 || B == 0, "logits: no vocabulary to draw from");
+  temperature_B.check("temperature", Dtype::f32, {B});
+  top_k_B.check("top_k", Dtype::i32, {B});
+  top_p_B.check("top_p", Dtype::f32, {B});
+  seed_B.check("seed", Dtype::i64, {B});
+  position_B.check("position", Dtype::i64, {B});
+  token_B.check("token", Dtype::i64, {B});
+  logprob_B.check("logprob", Dtype::f32, {B});
+  const float *temperature = temperature_B.as<float>(), *top_p = top_p_B.as<float>();
+  for (int64_t b = 0; b < B; ++b) {
+    ST_CHECK(temperature[b] >= 0.f, "temperature: row ", b, " is ", temperature[b], ", expected 0 or more");
+    ST_CHECK(top_p[b] > 0.f && top_p[b] <= 1.f, "top_p: row ", b, " is ", top_p[b], ", expected above 0, up to 1");
+  }
+  std::atomic<int64_t> bad{-1};
+  parallel(B, 1 + 2048 / (V + 1), [&](int64_t begin, int64_t end) {
+    thread_local std::vector<float> weight;
+    for (int64_t b = begin; b < end; ++b) {
+      const float* logits = logits_BV.as<float>() + b * V;
+      const bool pick = temperature[b] == 0.f;
+      const RowStats row = row_stats(logits, V, pick ? 1.f : temperature[b]);
+      if (!(row.sum > 0.f)) {
+        bad.store(b);
+        continue;
+      }
+      const double uniform = philox_uniform(static_cast<uint64_t>(seed_B.as<int64_t>()[b]),
+                                            static_cast<uint64_t>(position_B.as<int64_t>()[b]));
+      const int64_t token =
+          pick ? greedy(logits, V) : draw(logits, V, row, top_k_B.as<int32_t>()[b], top_p[b], uniform, weight);
+      token_B.as<int64_t>()[b] = token;
+      logprob_B.as<float>()[b] = row_logprob(row, logits[token]);
+    }
+  });
+  ST_CHECK(bad.load() < 0, "logits: row ", bad.load(), " holds NaN or +inf, or nothing finite");
+}
+
+}  // namespace seedthink::ST_ISA
