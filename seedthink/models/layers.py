@@ -41,8 +41,8 @@ class Attention(nn.Module):
     def forward(self, x_TD: Tensor, table: Tensor, context: Context) -> Tensor:
         """x_TD -> y_TD; `table` is the rotary table, `context` knows the keys and values of earlier tokens."""
         q, k, v = linear(x_TD, self.qkv_weight, self.compute).split(self.widths, -1)
-        q = rms_norm(q.reshape(-1, self.head_dim), self.q_norm_H, self.eps)
-        k = rms_norm(k.reshape(-1, self.head_dim), self.k_norm_H, self.eps)
+        q = rms_norm(q.contiguous().view(-1, self.head_dim), self.q_norm_H, self.eps)
+        k = rms_norm(k.contiguous().view(-1, self.head_dim), self.k_norm_H, self.eps)
         positions_T = context.positions_T
         q_TNH = rope(q.view(self.q_shape), table, positions_T)
         k_TnH = rope(k.view(self.kv_shape), table, positions_T)

@@ -24,7 +24,7 @@ from seedthink.models.qwen3 import Transformer
 from seedthink.types import Completion, Request, SamplingParams
 
 MODELS = list(product(("qwen3", "qwen3_moe"), ("float32", "bfloat16"), ("random", "trained")))
-every_model = pytest.mark.parametrize(("family", "dtype", "weights"), MODELS, ids="-".join)
+every_model = pytest.mark.parametrize(("family", "dtype", "weights"), MODELS)
 Done = Mapping[str, Completion]
 
 
@@ -175,9 +175,9 @@ def test_late_joiners_change_no_bit(family: str, dtype: str, weights: str) -> No
 
 @every_model
 def test_preemption_changes_no_bit(family: str, dtype: str, weights: str) -> None:
-    model, asked = model_of(family, dtype, weights), requests()
+    model, asked = model_of(family, dtype, weights), requests(longest=90)
     for prefix_cache in (False, True):
-        done, engine = generate(model, asked, pages=7, prefix_cache=prefix_cache)
+        done, engine = generate(model, asked, pages=8, prefix_cache=prefix_cache)
         assert engine.stats.preemptions > 0
         check(model, asked, done)
 

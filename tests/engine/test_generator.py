@@ -28,7 +28,7 @@ class Counting:
         num_layers=1,
         num_heads=1,
         num_kv_heads=1,
-        head_dim=2,
+        head_dim=16,
         max_position_embeddings=100,
         eos_token_ids=(50,),
     )
