@@ -160,7 +160,7 @@ def _run_experts(
     hidden_R_2I = torch.empty((rows, gate_up.shape[1])) if keep else None
     out_RD, y_TD = torch.empty((rows, x_TD.shape[1])), torch.empty_like(x_TD)
     panels = panels_of(gate_up, compute), panels_of(down, compute)
-    _C.experts_forward(x_TD, weight_TK, offsets_E1, row_TK, token_R, *panels, hidden_R_2I, out_RD, y_TD)
+    _C.experts_forward(x_TD, weight_TK, offsets_E1, row_TK, token_R, *panels, down.shape[2], hidden_R_2I, out_RD, y_TD)
     return y_TD, out_RD if hidden_R_2I is None else hidden_R_2I
 
 

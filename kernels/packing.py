@@ -25,6 +25,9 @@ class _Packs:
     address: int
     panels: dict[tuple[torch.dtype, bool], Tensor] = field(default_factory=dict)
 
+    def fits(self, weight: Tensor) -> bool:
+        return self.version == weight._version and self.address == weight.data_ptr() and self.owner() is weight
+
 
 _cache: dict[int, _Packs] = {}
 
@@ -38,16 +41,13 @@ def panels_of(weight: Tensor, compute: torch.dtype, transposed: bool = False) ->
     if weight.is_inference():  # torch keeps no version of such a tensor, so a pack of it could be stale
         return _pack(weight, compute, transposed)
     key, entry = (compute, transposed), _cache.get(id(weight))
-    if entry is not None and entry.version == weight._version and entry.address == weight.data_ptr():
-        if entry.owner() is weight:
-            found = entry.panels.get(key)
-            if found is None:
-                found = entry.panels[key] = _pack(weight, compute, transposed)
-            return found
-    found = _pack(weight, compute, transposed)
-    slot = id(weight)
-    owner = weakref.ref(weight, lambda dead: _drop(slot, dead))
-    _cache[slot] = _Packs(owner, weight._version, weight.data_ptr(), {key: found})
+    if entry is None or not entry.fits(weight):
+        slot = id(weight)
+        owner = weakref.ref(weight, lambda dead: _drop(slot, dead))
+        entry = _cache[slot] = _Packs(owner, weight._version, weight.data_ptr())
+    found = entry.panels.get(key)
+    if found is None:
+        found = entry.panels[key] = _pack(weight, compute, transposed)
     return found
 
 

@@ -189,11 +189,11 @@ void with_kind(bool half, const Call& call) {
 }  // namespace
 
 void experts_forward(const View& x_TD, const View& weight_TK, const View& offsets_E1, const View& row_TK,
-                     const View& token_R, const View& gate_up_panels, const View& down_panels, const View& hidden_R_2I,
-                     const View& out_RD, const View& y_TD) {
+                     const View& token_R, const View& gate_up_panels, const View& down_panels, int64_t width,
+                     const View& hidden_R_2I, const View& out_RD, const View& y_TD) {
   Sizes n = check_routing(x_TD, weight_TK, offsets_E1, row_TK, token_R);
   ST_CHECK(down_panels.dtype == gate_up_panels.dtype, "down: packed for another compute dtype than gate_up");
-  n.I = hidden_R_2I ? hidden_R_2I.size[1] / 2 : down_panels.size[2] * (down_panels.dtype == Dtype::bf16 ? 2 : 1);
+  n.I = width;
   check_stack("gate_up", gate_up_panels, n, 2 * n.I, n.D);
   check_stack("down", down_panels, n, n.D, n.I);
   if (hidden_R_2I) hidden_R_2I.check("hidden", Dtype::f32, {n.R, 2 * n.I});
