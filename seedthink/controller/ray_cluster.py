@@ -10,8 +10,12 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
+import socket
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +30,7 @@ from ray.util.placement_group import placement_group, remove_placement_group  # 
 
 OBJECT_STORE_BYTES = 100 << 20  # Ray's least is 75 MiB; larger payloads spill to disk
 _SERVERS = {"gcs_server", "raylet"}
+_KNOCK_SECONDS = 10.0  # for a cluster's address to accept a connection
 
 
 class RayCluster:
@@ -39,20 +44,16 @@ class RayCluster:
     def __init__(self, address: str = "", *, cpus: int | None = None) -> None:
         self._folder: Path | None = None
         self._servers: dict[int, str] = {}
+        self._lost = False
         self._ours = not ray.is_initialized()
         if not self._ours:
             return
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL"}
-        if address:
-            try:
-                ray.init(address=address, **quiet)
-            except Exception as error:
-                raise ConfigError(
-                    f"no Ray cluster answers at {address}: {error}. Start one with `ray start --head`, or leave the "
-                    "address out for an embedded one"
-                ) from error
-        else:
-            self._start(cpus, quiet)
+        with _signal_handlers_kept():
+            if address:
+                _join(address, quiet)
+            else:
+                self._start(cpus, quiet)
         atexit.register(self.close)
 
     def _start(self, cpus: int | None, quiet: Mapping[str, Any]) -> None:
@@ -79,7 +80,13 @@ class RayCluster:
         """Raise WorkerDied when a server of the embedded instance is gone; Ray itself notices that after a minute."""
         for pid, name in self._servers.items():
             if _name(pid) != name:
+                self._lost = True
                 raise WorkerDied(f"Ray's {name} (pid {pid}) is gone: killed, or out of memory")
+
+    @property
+    def answers(self) -> bool:
+        """Whether Ray can be asked for something; without its servers a request would wait for a minute."""
+        return ray.is_initialized() and not self._lost
 
     def close(self) -> None:
         """Shut down or leave; may be called twice."""
@@ -155,7 +162,7 @@ class ResourcePool:
 
     def close(self) -> None:
         """Give the slots back; may be called twice."""
-        if ray.is_initialized():
+        if self.cluster.answers:
             remove_placement_group(self.placement)
 
     def __enter__(self) -> Self:
@@ -165,6 +172,28 @@ class ResourcePool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _join(address: str, quiet: Mapping[str, Any]) -> None:
+    host, _, port = address.rpartition(":")
+    try:
+        if host and port.isdigit():  # Ray itself would try for minutes
+            socket.create_connection((host.removeprefix("ray://"), int(port)), timeout=_KNOCK_SECONDS).close()
+        ray.init(address=address, **quiet)
+    except Exception as error:
+        raise ConfigError(
+            f"no Ray cluster answers at {address}: {error}. Start one with `ray start --head`, or leave the address "
+            "out for an embedded one"
+        ) from error
+
+
+@contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """Undo that `ray.init` replaces the SIGTERM handler, which may be a `StopSignal`'s."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def _name(pid: int) -> str:

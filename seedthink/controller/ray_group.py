@@ -40,7 +40,7 @@ _DUMP_SECONDS = 5.0  # for stacks to appear in a log
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What a worker sends back: a value, or an exception pickled (b"" where it cannot be) and its last line in words."""
+    """What a worker sends back: a value, or an exception pickled (b"" where it cannot be) and in words."""
 
     value: Any = None
     error: bytes | None = None
@@ -202,7 +202,7 @@ class RayGroup(WorkerGroup):
 
     def close(self) -> None:
         """Kill the worker processes and give the slots' share back."""
-        if ray.is_initialized():
+        if self.pool.cluster.answers:
             for host in self._hosts:
                 ray.kill(host)
         self._hosts = []
@@ -213,8 +213,10 @@ class RayGroup(WorkerGroup):
         try:
             answer = ray.get(ref)
         except ray.exceptions.RayTaskError as error:
-            # Ours catches everything, so this one comes from before it: arguments that cannot be unpickled there.
-            raise RunError(f"{self._who(rank)} could not start {verb}: {error.cause!r}") from None
+            # `_Host` catches what a worker raises, so this comes from around it: pickling.
+            raise RunError(
+                f"{self._who(rank)} could not unpickle the arguments or pickle the result of {verb}: {error.cause!r}"
+            ) from None
         except ray.exceptions.RayError as error:
             self._broken = WorkerDied(f"{self._who(rank)} died in {verb}: {_reason(error)}; log: {self._log(rank)}")
             raise self._broken from None
@@ -277,17 +279,21 @@ class RayGroup(WorkerGroup):
         before = _size(log)
         with suppress(ProcessLookupError, ray.exceptions.RayError):
             if address.node == ray.get_runtime_context().get_node_id():
-                os.kill(address.pid, signal.SIGUSR1)
+                _ask_for_stacks(address.pid)
             else:
                 there = NodeAffinitySchedulingStrategy(address.node, soft=False)
-                kill = ray.remote(os.kill).options(num_cpus=0, scheduling_strategy=there)
-                ray.get(kill.remote(address.pid, signal.SIGUSR1), timeout=_DUMP_SECONDS)
+                ask = ray.remote(_ask_for_stacks).options(num_cpus=0, scheduling_strategy=there)
+                ray.get(ask.remote(address.pid), timeout=_SPAWN_SECONDS)
         until = time.monotonic() + _DUMP_SECONDS
         while _size(log) == before and time.monotonic() < until:
             time.sleep(0.05)
 
 
 _ACTOR = ray.remote(max_restarts=0)(_Host)
+
+
+def _ask_for_stacks(pid: int) -> None:
+    os.kill(pid, signal.SIGUSR1)
 
 
 def _size(path: Path) -> int:

@@ -1,8 +1,7 @@
 """Ctrl-C once: finish the step, save, leave. Twice: leave now.
 
 `StopSignal` turns the first SIGINT or SIGTERM (what Slurm and Kubernetes send) into a flag that the loop reads between
-steps; the second SIGINT raises KeyboardInterrupt where the program stands. Enter it after Ray has started: `ray.init`
-installs a SIGTERM handler of its own.
+steps; the second SIGINT raises KeyboardInterrupt where the program stands.
 """
 
 from __future__ import annotations

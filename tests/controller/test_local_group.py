@@ -19,7 +19,7 @@ from seedthink.errors import DataError, RunError
 
 def test_a_verb_that_is_not_registered_is_an_attribute_error_that_lists_the_verbs() -> None:
     group = LocalGroup("toy", Toy)
-    with pytest.raises(AttributeError, match="no verb 'learn'; it has add, .*who"):
+    with pytest.raises(AttributeError, match=r"no verb 'learn'; it has add, .*who"):
         group.learn()
 
 
@@ -152,5 +152,6 @@ def test_other_exceptions_are_not_met_with_a_restart(tmp_path: Path) -> None:
 
 
 def test_the_local_controller_does_without_ray_and_torch() -> None:
-    code = "import sys, seedthink.controller.local_group, seedthink.controller.signals; print({'ray', 'torch'} & set(sys.modules))"
+    modules = "sys, seedthink.controller.local_group, seedthink.controller.signals, seedthink.controller.supervision"
+    code = f"import {modules}; print({{'ray', 'torch'}} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

