@@ -1,7 +1,7 @@
 """A run folder read back: settings, numbers by stage and step, samples, and the headline.
 
-Readers trust nothing but the files, so a report can be made of a copied folder, of a running job, or of a run that died.
-A folder of run folders (what `seedthink quickstart` leaves) is read as one run made of parts.
+Readers trust nothing but the files, so a report can be made of a copied folder, of a running job, or of a run that
+died. A folder of run folders (what `seedthink quickstart` leaves) is read as one run made of parts.
 """
 
 from __future__ import annotations

@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 from math import ceil, floor, log10
 
 WIDTH, HEIGHT = 520, 216
 LEFT, RIGHT, TOP, BOTTOM = 46, 58, 12, 30
+
+MOST_HITS = 120  # points of a line that get a tooltip each; more would only make the file larger
 
 Point = tuple[float, float]
 
@@ -57,8 +60,8 @@ def number(value: float) -> str:
         return "0"
     if size >= 1e6:
         return f"{value / 1e6:.3g}M"
-    if size >= 1e4:
-        return f"{value / 1e3:.3g}k"
+    if size >= 1e3:
+        return f"{value / 1e3:.3g}k" if size >= 1e4 or value % 100 == 0 else f"{value:.0f}"
     if size < 1e-3:
         return f"{value:.0e}".replace("e-0", "e-")
     return f"{value:.3g}"
@@ -94,7 +97,7 @@ def thin(points: Sequence[Point], most: int = 400) -> list[Point]:
     if len(points) <= most:
         return list(points)
     edges = [round(at * len(points) / most) for at in range(most + 1)]
-    cuts = [points[a:b] for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    cuts = [points[a:b] for a, b in pairwise(edges)]
     return [(sum(x for x, _ in cut) / len(cut), sum(y for _, y in cut) / len(cut)) for cut in cuts]
 
 
@@ -114,7 +117,7 @@ def line_chart(
     frame, levels = _frame(drawn, bounds)
     parts = [_grid(frame, levels, shown), _x_axis(frame, x_label, x_shown)]
     if mark is not None:
-        parts.append(f'<line class="mark" x1="{frame.x(mark):.1f}" x2="{frame.x(mark):.1f}" y1="{TOP}" y2="{frame.height - BOTTOM}"/>')
+        parts.append(_rule("mark", (frame.x(mark), TOP), (frame.x(mark), frame.height - BOTTOM)))
     parts += [_line(item, frame, shown, x_shown, x_label) for item in sorted(drawn, key=lambda item: not item.faint)]
     parts.append(_end_labels([item for item in drawn if not item.faint], frame, shown))
     return _svg("".join(parts), frame)
@@ -128,17 +131,15 @@ def stacked_bars(labels: Sequence[str], steps: Sequence[tuple[float, Sequence[fl
     levels = ticks(0, top, 3)
     frame = Frame(-0.5, len(steps) - 0.5, 0, levels[-1], width=1080, height=240)
     parts = [_grid(frame, levels, lambda value: f"{number(value)} {unit}")]
-    width = (frame.x(1) - frame.x(0)) * (0.72 if len(steps) < 80 else 0.9)
+    width = min(40.0, 0.72 * (frame.x(1) - frame.x(0)))
     for at, (step, values) in enumerate(steps):
         base = 0.0
         for index, value in enumerate(values):
             if value > 0:
                 y, height = frame.y(base + value), frame.y(base) - frame.y(base + value)
-                title = f"step {step:g}: {labels[index]} {value:.3g} {unit}"
-                parts.append(
-                    f'<rect class="fill c{index + 1}" x="{frame.x(at) - width / 2:.1f}" y="{y:.1f}" width="{width:.1f}" '
-                    f'height="{height:.1f}"><title>{escape(title)}</title></rect>'
-                )
+                place = f'x="{frame.x(at) - width / 2:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
+                title = escape(f"step {step:g}: {labels[index]} {value:.3g} {unit}")
+                parts.append(f'<rect class="fill c{index + 1}" {place}><title>{title}</title></rect>')
             base += value
     every = max(1, len(steps) // 8)
     for at, (step, _) in enumerate(steps):
@@ -147,7 +148,9 @@ def stacked_bars(labels: Sequence[str], steps: Sequence[tuple[float, Sequence[fl
     return _svg("".join(parts), frame)
 
 
-def interval_chart(rows: Sequence[tuple[str, tuple[float, float, float] | None, tuple[float, float, float] | None]]) -> str:
+def interval_chart(
+    rows: Sequence[tuple[str, tuple[float, float, float] | None, tuple[float, float, float] | None]],
+) -> str:
     """Draw (label, before, after) as points with intervals on an axis from 0 to 100 %; each is (mean, low, high)."""
     row_height, top, left, right = 34, 6, 132, 70
     width, height = 720, top + row_height * len(rows) + 26
@@ -157,13 +160,13 @@ def interval_chart(rows: Sequence[tuple[str, tuple[float, float, float] | None, 
         return left + value * (width - left - right)
 
     for level in (0, 0.25, 0.5, 0.75, 1):
-        parts.append(f'<line class="grid" x1="{x(level):.1f}" x2="{x(level):.1f}" y1="{top}" y2="{height - 22}"/>')
+        parts.append(_rule("grid", (x(level), top), (x(level), height - 22)))
         parts.append(_text(x(level), height - 7, percent(level), "tick mid"))
     for at, (label, before, after) in enumerate(rows):
         y = top + row_height * (at + 0.5)
         parts.append(_text(left - 14, y + 4, label, "row end" if at else "row end strong"))
         if before and after:
-            parts.append(f'<line class="path" x1="{x(before[0]):.1f}" x2="{x(after[0]):.1f}" y1="{y}" y2="{y}"/>')
+            parts.append(_rule("path", (x(before[0]), y), (x(after[0]), y)))
         for kind, entry in (("before", before), ("after", after)):
             if entry:
                 mean, low, high = entry
@@ -192,24 +195,20 @@ def _line(item: Series, frame: Frame, shown: Callable, x_shown: Callable, x_labe
     path = " ".join(f"{'L' if at else 'M'}{x:.1f} {y:.1f}" for at, (x, y) in enumerate(points))
     out = f'<path class="line {item.css}{" faint" if item.faint else ""}" d="{path}"/>'
     for (low, high), (x, _) in zip(item.bars, points, strict=bool(item.bars)):
-        y1, y2 = frame.y(low), frame.y(high)
-        out += f'<line class="bar {item.css}" x1="{x:.1f}" x2="{x:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/>'
-    radius = 3.4 if item.dots or len(points) == 1 else 0
-    if not item.faint:
-        for (x, y), (step, value) in zip(points, item.points, strict=True):
-            title = escape(f"{item.label}: {shown(value)} at {x_label} {x_shown(step)}")
-            if radius:
-                out += f'<circle class="dot {item.css}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"><title>{title}</title></circle>'
-            elif len(points) <= 120:
-                out += f'<circle class="hit" cx="{x:.1f}" cy="{y:.1f}" r="6"><title>{title}</title></circle>'
+        out += _rule(f"bar {item.css}", (x, frame.y(low)), (x, frame.y(high)))
+    dots = item.dots or len(points) == 1
+    if item.faint or (len(points) > MOST_HITS and not dots):
+        return out
+    css, radius = (f"dot {item.css}", 3.4) if dots else ("hit", 6)
+    for (x, y), (step, value) in zip(points, item.points, strict=True):
+        title = escape(f"{item.label}: {shown(value)} at {x_label} {x_shown(step)}")
+        out += f'<circle class="{css}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"><title>{title}</title></circle>'
     return out
 
 
 def _end_labels(series: Sequence[Series], frame: Frame, shown: Callable[[float], str]) -> str:
-    """Value (and name, where there are several) beside the end of each line, pushed apart so that none overlap."""
-    ends = sorted((frame.y(item.points[-1][1]), item) for item in series) if len(series) == 1 else sorted(
-        ((frame.y(item.points[-1][1]), item) for item in series), key=lambda end: end[0]
-    )
+    """The last value beside the end of each line, pushed apart so that none overlap."""
+    ends = sorted(((frame.y(item.points[-1][1]), item) for item in series), key=lambda end: end[0])
     out, last = "", -99.0
     for y, item in ends:
         y = max(y, last + 12)
@@ -223,7 +222,7 @@ def _grid(frame: Frame, levels: Sequence[float], shown: Callable[[float], str]) 
     out = ""
     for level in levels:
         y = frame.y(level)
-        out += f'<line class="grid" x1="{LEFT}" x2="{frame.width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        out += _rule("grid", (LEFT, y), (frame.width - RIGHT, y))
         out += _text(LEFT - 8, y + 4, shown(level), "tick end")
     return out
 
@@ -234,6 +233,11 @@ def _x_axis(frame: Frame, label: str, shown: Callable[[float], str]) -> str:
     for level in inside:
         out += _text(frame.x(level), frame.height - 12, shown(level), "tick mid")
     return out + _text(frame.width - RIGHT + 8, frame.height - 12, label, "tick axis")
+
+
+def _rule(css: str, start: Point, end: Point) -> str:
+    (x1, y1), (x2, y2) = start, end
+    return f'<line class="{css}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
 def _text(x: float, y: float, text: str, css: str) -> str:
