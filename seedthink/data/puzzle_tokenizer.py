@@ -15,7 +15,7 @@ from seedthink.data.tokenizer import Tokenizer
 
 PAD, END, USER, ASSISTANT, UNKNOWN = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|unknown|>"
 THINK = ("<think>", "</think>")
-MARKS = ("+", "-", "*", "/", "(", ")", "=", ":", ",", ".", "?")
+MARKS = ("+", "-", "*", "/", "(", ")", "=", "<", ">", ":", ",", ".", "?")
 WORDS = ("sum", "mod", "make", "from", "big")
 TEMPLATE = (
     "{% for message in messages %}"

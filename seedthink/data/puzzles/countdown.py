@@ -1,20 +1,20 @@
 """Countdown with three numbers (24-point when the target range is 24..24): reach the target, each number used once.
 
     make 14 from 3 2 4
-    4 : 3 2 + 5 9 1 20 - 1 5 3 4 * 6 10 2 24 2 : 3 4 + 7 9 5 14 from 7 * 2 </think> ( 3 + 4 ) * 2
+    4 : 3 2 + 5 9 < 20 > - 1 5 < 4 < * 6 10 < 24 > 2 : 3 4 + 7 9 < 14 = 7 * 2 </think> ( 3 + 4 ) * 2
 
-The search sets one number aside (`4 :`), combines the other two by + - * (`3 2 + 5`), and after each lists what the one
-set aside makes of it by + - * (`9 1 20`; differences are larger minus smaller, `big` is above the largest target). At
-the target it stops, says how it came about (`from 7 * 2`) and answers. Three numbers set aside in turn cover every
-expression, so a systematic search takes at most 57 tokens.
+The search sets one number aside (`4 :`) and combines the other two by + - * in turn (`3 2 + 5`). It adds the one set
+aside and compares with the target (`9 <`); where that is too small it multiplies instead (`20 >`), where it is too
+large it takes the difference, larger minus smaller. At the target (`14 =`) it says how that came about and answers. A
+systematic search sets each number aside once and ends within 66 tokens; `big` is above the largest target.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from seedthink.data.puzzles.problem import Problem
 
@@ -22,7 +22,17 @@ OPERATIONS = ("+", "-", "*")
 SYSTEMATIC = (2, 1, 0)
 # Of the imperfect chains, this share sets numbers aside in turn; the others choose at random, with repeats.
 SYSTEMATIC_SHARE = 0.5
-REPEATS = 5
+REPEATS = 4
+
+
+class Trial(NamedTuple):
+    """(left inside right) outer aside: one way to combine three numbers."""
+
+    left: int
+    inside: str
+    right: int
+    outer: str
+    aside: int
 
 
 def apply(operation: str, left: int, right: int) -> int:
@@ -32,6 +42,16 @@ def apply(operation: str, left: int, right: int) -> int:
     return left * right if operation == "*" else abs(left - right)
 
 
+def expression(trial: Trial) -> str:
+    """The trial as arithmetic, operands of a difference in the order that makes it positive."""
+    left, inside, right, outer, aside = trial
+    if inside == "-":
+        left, right = max(left, right), min(left, right)
+    group = f"( {left} {inside} {right} )"
+    swap = outer == "-" and apply(inside, left, right) < aside
+    return f"{aside} {outer} {group}" if swap else f"{group} {outer} {aside}"
+
+
 @dataclass(frozen=True, slots=True)
 class Countdown:
     """Knobs: the largest number given (2..9) and the range of targets (1..99)."""
@@ -39,14 +59,14 @@ class Countdown:
     name: ClassVar[str] = "countdown"
 
     max_number: int = 9
-    min_target: int = 5
-    max_target: int = 40
+    min_target: int = 10
+    max_target: int = 50
 
     def generate(self, rng: Random) -> Problem:
-        """Three numbers in random order and a target drawn among those they reach; their plain sum is too easy."""
+        """Three numbers in random order and a target drawn among those a search finds; their plain sum is too easy."""
         while True:
             numbers = [rng.randint(1, self.max_number) for _ in range(3)]
-            targets = sorted(self._reachable(numbers) - {sum(numbers)})
+            targets = self._targets(numbers)
             if targets:
                 break
         target = rng.choice(targets)
@@ -68,54 +88,50 @@ class Countdown:
             return self._write(problem, rng, noise, SYSTEMATIC)
         return self._write(problem, rng, noise, [rng.randrange(3) for _ in range(REPEATS)])
 
-    def _reachable(self, numbers: list[int]) -> set[int]:
-        found = set()
-        for aside in range(3):
-            left, right = (number for index, number in enumerate(numbers) if index != aside)
-            for operation in OPERATIONS:
-                inner = apply(operation, left, right)
-                if inner <= self.max_target:
-                    found |= {apply(outer, inner, numbers[aside]) for outer in OPERATIONS}
-        return {value for value in found if self.min_target <= value <= self.max_target}
+    def _targets(self, numbers: Sequence[int]) -> list[int]:
+        """Every target in range that the systematic search reaches, but the sum of all three."""
+        candidates = set()
+        for aside, left, right in _splits(numbers, SYSTEMATIC):
+            for inside in OPERATIONS:
+                inner = apply(inside, left, right)
+                for target in (inner * aside, abs(inner - aside)):
+                    # Multiplying comes after a sum too small, the difference after one too large.
+                    outer = "*" if inner + aside < target else "-"
+                    if inner + aside != target and apply(outer, inner, aside) == target:
+                        candidates.add(target)
+        return sorted(t for t in candidates - {sum(numbers)} if self.min_target <= t <= self.max_target)
 
     def _write(self, problem: Problem, rng: Random, noise: float, order: Iterable[int]) -> str:
-        numbers, target = problem.reference["numbers"], problem.reference["target"]
+        target = problem.reference["target"]
         words: list[str] = []
-        for aside in order:
-            third = numbers[aside]
-            left, right = (number for index, number in enumerate(numbers) if index != aside)
-            words += [str(third), ":", str(left), str(right)]
-            for operation in OPERATIONS:
-                inner = _slip(apply(operation, left, right), rng, noise / 4)
-                words += [operation, self._word(inner)]
-                for outer in OPERATIONS:
-                    value = _slip(apply(outer, inner, third), rng, noise / 4)
-                    words.append(self._word(value))
+        for aside, left, right in _splits(problem.reference["numbers"], order):
+            words += [str(aside), ":", str(left), str(right)]
+            for inside in OPERATIONS:
+                inner = _slip(apply(inside, left, right), rng, noise / 4)
+                words += [inside, self._word(inner)]
+                outer = "+"
+                for _ in range(2):
+                    value = _slip(apply(outer, inner, aside), rng, noise / 4)
+                    words += [self._word(value), "=" if value == target else "<" if value < target else ">"]
                     if value == target:
-                        words += ["from", *_order(inner, outer, third)]
-                        return " ".join([*words, "</think>", *_expression(left, operation, right, inner, outer, third)])
+                        step = (aside, inner) if outer == "-" and inner < aside else (inner, aside)
+                        words += [str(step[0]), outer, str(step[1])]
+                        return f"{' '.join(words)} </think> {expression(Trial(left, inside, right, outer, aside))}"
+                    outer = "*" if value < target else "-"
+                trial = Trial(left, inside, right, outer, aside)
                 if rng.random() < noise:
-                    break
-            else:
-                continue
-            break
-        guess = rng.choice(OPERATIONS)
-        return " ".join([*words, "</think>", *_expression(left, operation, right, inner, guess, third)])
+                    return f"{' '.join(words)} </think> {expression(trial)}"
+        return f"{' '.join(words)} </think> {expression(trial)}"
 
     def _word(self, value: int) -> str:
         return str(value) if value <= self.max_target else "big"
 
 
-def _order(inner: int, outer: str, third: int) -> list[str]:
-    """Operands in the order that the operation takes them: the larger first where it is a difference."""
-    return [str(third), outer, str(inner)] if outer == "-" and inner < third else [str(inner), outer, str(third)]
-
-
-def _expression(left: int, inside: str, right: int, inner: int, outer: str, third: int) -> list[str]:
-    if inside == "-":
-        left, right = max(left, right), min(left, right)
-    group = ["(", str(left), inside, str(right), ")"]
-    return [str(third), outer, *group] if outer == "-" and inner < third else [*group, outer, str(third)]
+def _splits(numbers: Sequence[int], order: Iterable[int]) -> Iterator[tuple[int, int, int]]:
+    """(the number set aside, the other two in order) for each index to set aside."""
+    for index in order:
+        left, right = (number for other, number in enumerate(numbers) if other != index)
+        yield numbers[index], left, right
 
 
 def _slip(value: int, rng: Random, probability: float) -> int:
