@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -192,6 +193,7 @@ def test_ctrl_c_once_finishes_the_step_and_twice_ends_all_processes(tmp_path: Pa
 
 
 def test_kill_9_of_the_controller_takes_workers_and_servers_along(tmp_path: Path) -> None:
+    before = set(Path("/tmp").glob("st-ray-*"))
     process = child(WAITING.replace("LOGS", repr(str(tmp_path))))
     assert process.stdout is not None
     assert process.stdout.readline() == "1\n"
@@ -201,3 +203,5 @@ def test_kill_9_of_the_controller_takes_workers_and_servers_along(tmp_path: Path
     process.communicate()
     # Ray's two agents (100 MB) spend another minute on telling a server that is gone; they hold nothing of ours.
     assert gone([pid for pid, name in family.items() if "DashboardA" not in name and "RuntimeEnv" not in name])
+    for folder in set(Path("/tmp").glob("st-ray-*")) - before:  # nobody was left to remove it
+        shutil.rmtree(folder, ignore_errors=True)
