@@ -1,4 +1,4 @@
-"""Drives CMake and mounts the two top-level folders; everything else stands in pyproject.toml.
+"""Drives CMake and mounts the top-level folders; everything else stands in pyproject.toml.
 
 `kernels/` and `autotune/` have no `__init__.py`, so a repository root on `sys.path` never shadows PyPI's `kernels`;
 they install as `seedthink.kernels` and `seedthink.autotune` (the committed symlinks serve editable installs).
@@ -40,8 +40,9 @@ class CMakeBuild(build_ext):
         subprocess.run(["cmake", "--build", str(build), "--parallel", jobs], check=True)
 
 
-MOUNTED = {f"seedthink.{name}": name for name in ("kernels", "autotune")}
-packages = [name for name in find_packages(include=["seedthink", "seedthink.*"]) if name.split(".")[1:2] not in (["kernels"], ["autotune"])]
+TOP_LEVEL = ("kernels", "autotune", "recipes")
+MOUNTED = {f"seedthink.{name}": name for name in TOP_LEVEL}
+packages = [name for name in find_packages(include=["seedthink", "seedthink.*"]) if name.split(".")[1:2] not in [[n] for n in TOP_LEVEL]]
 package_dir = {"": "."}
 for mounted, folder in MOUNTED.items():
     packages.append(mounted)
@@ -53,7 +54,7 @@ for mounted, folder in MOUNTED.items():
 setup(
     packages=packages,
     package_dir=package_dir,
-    package_data={"seedthink.kernels.tables": ["*.json"], "seedthink": ["py.typed", "report/templates/*", "recipes/*/*"]},
+    package_data={"seedthink.recipes": ["*/*.toml"], "seedthink": ["py.typed"], "seedthink.report": ["templates/*"]},
     ext_modules=[Extension("seedthink._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -88,6 +88,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
+        # NOTE: fused AdamW writes behind torch's version counter, by which packed weights know that they are stale.
+        torch.autograd.graph.increment_version(self.parameters)
         self.step += 1
         return Update({**reduce(metrics), "lr": rate}, norm)
 
