@@ -70,8 +70,9 @@ def test_gradients_equal_those_of_transformers(name: str, tmp_path: Path) -> Non
         assert gap(found[parameter].grad[index], expected[tensor]) <= 5e-5, tensor
 
 
-def test_packed_sequences_have_the_bits_of_separate_ones() -> None:
-    model = Transformer(CONFIG, torch.float32)
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+def test_packed_sequences_have_the_bits_of_separate_ones(compute: torch.dtype) -> None:
+    model = Transformer(CONFIG, compute)
     model.init_weights(3)
     tokens_T = torch.randint(0, 97, (60,))
     lengths = (1, 17, 33, 9)
