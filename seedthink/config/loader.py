@@ -52,7 +52,7 @@ def read(path: str | Path) -> dict[str, Any]:
         known = sorted(str(found.parent) for found in Path("recipes").glob("*/run.toml"))
         here = f" Recipes here: {', '.join(known)}." if known else ""
         raise ConfigError(
-            f"recipe {path} does not exist{did_you_mean(str(path), known)}{here} "
+            f"recipe {path} does not exist{did_you_mean(str(path), known)}{here or '.'} "
             "`seedthink config init rl > run.toml` writes one to start from"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -268,6 +268,8 @@ class RequestConfig:
     """JSONL file of prompts, one object with "prompt" per line."""
     output: str = ""
     """JSONL file for the answers; empty prints them."""
+    chat: Literal["auto", "off"] = "auto"
+    """"auto" renders prompts with the model's chat template where it has one; "off" passes the text as it is."""
     samples: Positive = 1
     """Answers per prompt."""
     seed: Count = 0

@@ -6,14 +6,14 @@ Pure reader: everything on it comes from the run folder. The page has no script;
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from seedthink.config import COMMANDS, from_dict, to_toml
 from seedthink.errors import SeedthinkError
 from seedthink.report.charts import curves, headline_chart, timing_chart
-from seedthink.report.compare import comparison
+from seedthink.report.compare import Comparison, comparison
 from seedthink.report.run_data import RunData, principal, read_run
 from seedthink.report.samples import coloured, reason, telling
 from seedthink.report.template import fill
@@ -22,20 +22,18 @@ from seedthink.telemetry.jsonl import write_atomic
 from seedthink.telemetry.terminal import duration
 
 
-def write_report(run_folder: str | Path) -> Path:
-    """Write report.html into a run folder (or a folder of them) and return its path. DataError where it is none."""
+def write_report(run_folder: str | Path, beside: Sequence[str | Path] = ()) -> Path:
+    """Write report.html into a run folder and return its path; `beside` are runs to show side by side with it.
+
+    A folder of run folders gets one report over its parts. DataError where a folder holds no run.
+    """
     run = read_run(run_folder)
     path = run.path / "report.html"
-    write_atomic(path, render(run))
+    write_atomic(path, fill("report.html.j2", view(run, [principal(read_run(other)) for other in beside])))
     return path
 
 
-def render(run: RunData) -> str:
-    """Return the page of a run as HTML text."""
-    return fill("report.html.j2", view(run))
-
-
-def view(run: RunData) -> dict[str, Any]:
+def view(run: RunData, beside: Sequence[RunData] = ()) -> dict[str, Any]:
     """Collect what the template shows."""
     main = principal(run)
     whole = RunData(
@@ -56,7 +54,7 @@ def view(run: RunData) -> dict[str, Any]:
         "facts": _facts(whole),
         "notes": _notes(whole),
         "charts": curves(whole),
-        "comparison": comparison([main, *whole.parts]) if _comparable(whole, main) else None,
+        "comparison": _side_by_side(main, [*whole.parts, *beside]),
         "timing": timing,
         "stages": stages,
         "samples": _samples(main),
@@ -66,8 +64,10 @@ def view(run: RunData) -> dict[str, Any]:
     }
 
 
-def _comparable(whole: RunData, main: RunData) -> bool:
-    return sum(part.summary.get("accuracy_after") is not None for part in (main, *whole.parts)) > 1
+def _side_by_side(main: RunData, others: Sequence[RunData]) -> Comparison | None:
+    """Compare a run with those that were measured too; the fine-tuning that made its start is a part, no rival."""
+    measured = [run for run in others if run.summary.get("accuracy_after") and run.name != "sft"]
+    return comparison([main, *measured]) if measured else None
 
 
 def _subtitle(run: RunData) -> list[str]:

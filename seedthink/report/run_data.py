@@ -7,6 +7,7 @@ died. A folder of run folders (what `seedthink quickstart` leaves) is read as on
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,7 +121,8 @@ def principal(run: RunData) -> RunData:
 
 
 def _parts(folder: Path) -> list[RunData]:
-    found = [child.parent for child in folder.glob("*/metrics.jsonl")]
+    asides = re.compile(r".*-\d+$")  # earlier runs that a fresh start moved out of the way
+    found = [child.parent for child in folder.glob("*/metrics.jsonl") if not asides.match(child.parent.name)]
     runs = [read_run(child) for child in found]
     return sorted(runs, key=lambda run: (run.path / "resolved.json").stat().st_mtime if run.settings else 0.0)
 

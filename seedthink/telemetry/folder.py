@@ -29,6 +29,9 @@ from seedthink.telemetry.jsonl import JsonLines, dumps, keep_until, write_atomic
 # learns.
 FREE = ("run.*", "controller.*", "checkpoint.*", "evaluation.*", "model.threads", "reward.workers")
 FIXED = ("run.seed",)
+# What a run itself puts into its folder.
+OWN = ("run.toml", "resolved.json", "env.json", "metrics.jsonl", "summary.json", "report.html")
+OWN += ("events", "rollouts", "checkpoints", "logs", "export", "critic")
 
 
 class RunFolder:
@@ -161,17 +164,24 @@ def _refusal(path: Path, changes: Sequence[Change]) -> str:
 
 
 def _move_aside(path: Path, keep: bool) -> None:
-    """Rename an earlier run to NAME-1, NAME-2 ...; one that never reached a checkpoint leaves only its lock."""
+    """Move an earlier run to NAME-1, NAME-2 ...; one without checkpoint or summary is deleted.
+
+    Only the run's own files go: run folders inside it, and a model that another command put there, stay.
+    """
+    own = [path / name for name in OWN if (path / name).exists()]
     if keep or (path / "summary.json").exists():
         number = 1
         while (aside := path.with_name(f"{path.name}-{number}")).exists():
             number += 1
-        path.rename(aside)
+        aside.mkdir()
+        for entry in own:
+            entry.rename(aside / entry.name)
         return
-    for name in ("metrics.jsonl", "summary.json", "report.html"):
-        (path / name).unlink(missing_ok=True)
-    for name in ("events", "rollouts"):
-        shutil.rmtree(path / name, ignore_errors=True)
+    for entry in own:
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink()
 
 
 def _locked(path: Path) -> int:

@@ -87,6 +87,14 @@ def test_starting_fresh_moves_the_earlier_run_aside(tmp_path: Path) -> None:
     assert len(read_lines(path.with_name("rl-1") / "metrics.jsonl")) == 4
 
 
+def test_run_folders_inside_a_run_stay_when_it_starts_fresh(tmp_path: Path) -> None:
+    inner = begun(tmp_path) / "sft"
+    inner.mkdir()
+    (inner / "metrics.jsonl").write_text("")
+    open_run(config(tmp_path, **{"run.resume": "fresh"}), "rl").close()
+    assert (inner / "metrics.jsonl").exists() and not (tmp_path / "rl-1" / "sft").exists()
+
+
 def test_a_run_without_a_checkpoint_is_started_over(tmp_path: Path) -> None:
     folder = open_run(config(tmp_path), "rl")
     folder.record("rl", 1, {"actor/entropy": 0.5})

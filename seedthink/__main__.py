@@ -1,0 +1,5 @@
+"""`python -m seedthink`."""
+
+from seedthink.cli.main import main
+
+raise SystemExit(main())
