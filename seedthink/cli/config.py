@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from contextlib import suppress
 
 EXAMPLES = """Examples:
   seedthink config init rl > run.toml
@@ -29,18 +30,27 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def command_of(recipe: str, wanted: str = "") -> str:
-    """Return the command that a recipe is for: the one that knows most of its sections, rl before the others."""
+    """Return the command that a recipe is for.
+
+    It is the one with the fewest keys that takes the recipe as it stands; where none does, the one that knows most of
+    its sections, so that `check` complains in the right terms.
+    """
     from seedthink.config import COMMANDS
-    from seedthink.config.loader import read
+    from seedthink.config.loader import build, read
     from seedthink.config.suggest import did_you_mean
-    from seedthink.config.tree import hints
+    from seedthink.config.tree import hints, keys
     from seedthink.errors import ConfigError
 
     if wanted:
         if wanted not in COMMANDS:
             raise ConfigError(f"--command {wanted} is not one of {', '.join(COMMANDS)}{did_you_mean(wanted, COMMANDS)}")
         return wanted
-    sections = set(read(recipe))
+    table = read(recipe)
+    for command in sorted(COMMANDS, key=lambda command: len(keys(COMMANDS[command]))):
+        with suppress(ConfigError):
+            build(COMMANDS[command], table)
+            return command
+    sections = set(table)
     return max(COMMANDS, key=lambda command: len(sections & set(hints(COMMANDS[command]))))
 
 

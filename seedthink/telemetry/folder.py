@@ -30,8 +30,8 @@ from seedthink.telemetry.jsonl import JsonLines, dumps, keep_until, write_atomic
 FREE = ("run.*", "controller.*", "checkpoint.*", "evaluation.*", "model.threads", "reward.workers")
 FIXED = ("run.seed",)
 # What a run itself puts into its folder.
-OWN = ("run.toml", "resolved.json", "env.json", "metrics.jsonl", "summary.json", "report.html")
-OWN += ("events", "rollouts", "checkpoints", "logs", "export", "critic")
+OWN_FILES = ("run.toml", "resolved.json", "env.json", "metrics.jsonl", "summary.json", "report.html")
+OWN_FOLDERS = ("events", "rollouts", "checkpoints", "logs", "export", "critic")
 
 
 class RunFolder:
@@ -168,7 +168,7 @@ def _move_aside(path: Path, keep: bool) -> None:
 
     Only the run's own files go: run folders inside it, and a model that another command put there, stay.
     """
-    own = [path / name for name in OWN if (path / name).exists()]
+    own = [path / name for name in OWN_FILES + OWN_FOLDERS if (path / name).exists()]
     if keep or (path / "summary.json").exists():
         number = 1
         while (aside := path.with_name(f"{path.name}-{number}")).exists():

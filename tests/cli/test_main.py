@@ -1,0 +1,67 @@
+"""The command line as a user meets it: help, mistakes, exit codes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from seedthink import __version__
+from seedthink.cli.main import COMMANDS, main
+from seedthink.errors import DataError, RunError
+
+
+def test_help_lists_every_command_with_a_phrase(capsys: pytest.CaptureFixture[str], root: Path) -> None:
+    assert main([]) == main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for command in COMMANDS:
+        assert f"  {command} " in text and (root / "seedthink" / "cli" / f"{command}.py").exists()
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"seedthink {__version__}\n"
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_help_of_every_command_shows_three_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert text.count(f"seedthink {command}") >= 4  # usage and three examples
+
+
+def test_a_mistyped_command_is_told_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reprot"]) == 2
+    assert capsys.readouterr().err == 'seedthink: there is no command "reprot"; did you mean report?\n'
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (DataError("a.jsonl line 3 is not JSON"), 2, "seedthink: a.jsonl line 3 is not JSON\n"),
+        (RunError("worker 1 died 3 times"), 1, "seedthink: worker 1 died 3 times\n"),
+        (KeyboardInterrupt(), 130, "\ninterrupted\n"),
+    ],
+)
+def test_errors_become_a_message_and_an_exit_code(
+    raised: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(arguments: list[str]) -> int:
+        raise raised
+
+    monkeypatch.setitem(sys.modules, "seedthink.cli.doctor", SimpleNamespace(run=run))
+    assert main(["doctor"]) == code
+    assert capsys.readouterr().err == said
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(arguments: list[str]) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(sys.modules, "seedthink.cli.doctor", SimpleNamespace(run=run))
+    with pytest.raises(ZeroDivisionError):
+        main(["doctor"])
