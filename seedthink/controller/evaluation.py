@@ -34,6 +34,10 @@ class Accuracy:
     pass_at_k: float
     failed_checks: int = 0
 
+    def __str__(self) -> str:
+        mean, low, high, passed = (100 * value for value in (self.mean, self.low, self.high, self.pass_at_k))
+        return f"{mean:.1f} % ({low:.1f} to {high:.1f}), pass@{self.k} {passed:.1f} %"
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:

@@ -81,7 +81,7 @@ def open_session(config: Any, command: str, tokenizer_folder: str | Path, verbos
     with ExitStack() as stack:
         run = open_run(config, command, {"build": build_info()})
         stack.callback(run.close)
-        configure(run.path, "controller", verbose)
+        configure(run.logs, "controller", verbose)
         judge = stack.enter_context(judges(config.reward))
         memory = stack.enter_context(MemorySampler())
         stop = stack.enter_context(StopSignal())

@@ -41,7 +41,7 @@ def pretrain_value(job: RlJob) -> float:
         updates = [job.engine.learn_value(batches) for batches in mini_batches(job, credited, _SEED_SHIFT + step)]
         metrics |= averaged([update for (update, *_) in updates]) | job.session.run.events.take()
         job.session.run.record("value", step, metrics)
-        job.terminal.step(step, metrics)
+        job.terminal.step(step, metrics, "value", config.max_steps)
     job.engine.export_critic(job.session.run.path / "critic")
     return measured[-1] if measured else 0.0
 

@@ -137,7 +137,7 @@ def _facts(run: RunData) -> list[tuple[str, str, str]]:
 
 
 def _notes(run: RunData) -> list[str]:
-    rows = [row for row in run.stages.get(run.main_stage, []) if row["step"]]
+    rows = [row for row in run.stages.get("rl", []) if row["step"]]
     found = [
         f"{note.text}; in {count} of {len(rows)} steps, last in step {note.step}"
         for note, count in worst(rows, run.exact)

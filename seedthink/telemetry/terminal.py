@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TextIO
 
+from seedthink.telemetry.health import notes
+
 # (metric, label, format), in the order of the line; what a step does not have is left out.
 COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("train/loss", "loss", "{:.4f}"),
@@ -37,7 +39,10 @@ BARS = "".join(chr(0x2581 + height) for height in range(8))
 
 
 class Terminal:
-    """The view of one stage. `steps` 0 means that its end is not known in steps."""
+    """The view of one command. `steps` 0 means that its end is not known in steps.
+
+    A health note appears once, at the first step that deserves it; the report counts them all.
+    """
 
     def __init__(self, stage: str, steps: int, verbose: bool = False, stream: TextIO | None = None) -> None:
         self._stage = stage
@@ -45,7 +50,10 @@ class Terminal:
         self._verbose = verbose
         self._stream = stream or sys.stdout
         self._scores: list[float] = []
+        self._first: dict[str, float] = {}
+        self._warned: set[str] = set()
         self._began = time.monotonic()
+        self._counted: tuple[str, int | None] = (stage, None)
         self._done = 0
         self._live: Any = None
         self._task: Any = None
@@ -60,18 +68,23 @@ class Terminal:
         if self._live is not None:
             self._live.stop()
 
-    def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show one step."""
+    def step(self, step: int, metrics: Mapping[str, float], stage: str = "", steps: int | None = None) -> None:
+        """Show one step of the command's stage, or of another `stage` of `steps` steps that precedes it."""
+        if (stage or self._stage, steps) != self._counted:
+            self._counted, self._began, self._done = (stage or self._stage, steps), time.monotonic(), 0
         self._done += 1
         score = metrics.get("critic/score/mean")
         if score is not None:
             self._scores.append(score)
-        text = line(metrics, self._verbose)
+        text, total = line(metrics, self._verbose), self._steps if steps is None else steps
         if self._live is not None:
             spark = f"  {sparkline(self._scores)}" if len(self._scores) > 1 else ""
-            self._live.update(self._task, completed=step, numbers=text + spark)
+            shown = {"description": stage or self._stage, "total": total or None, "numbers": text + spark}
+            self._live.update(self._task, completed=step, **shown)
         else:
-            self._print(f"{self._stage} {self._progress(step)}  {text}")
+            self._print(f"{stage or self._stage} {self._progress(step, total)}  {text}")
+        if (stage or self._stage) == "rl":
+            self._note(step, metrics)
 
     def say(self, text: str) -> None:
         """Print a line of its own above the bar: what was resumed, an evaluation, where the report is."""
@@ -87,12 +100,19 @@ class Terminal:
         else:
             self._print(f"! {text}")
 
-    def _progress(self, step: int) -> str:
-        if not self._steps:
+    def _note(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self._first.setdefault(name, value)
+        for note in notes(metrics, self._first):
+            if note.metric not in self._warned:
+                self._warned.add(note.metric)
+                self.warn(f"step {step}: {note.text}")
+
+    def _progress(self, step: int, total: int) -> str:
+        if not total:
             return f"step {step}"
-        left = (time.monotonic() - self._began) / self._done * (self._steps - step)
-        width = len(str(self._steps))
-        return f"step {step:{width}d}/{self._steps} {100 * step / self._steps:3.0f} %  eta {duration(left)}"
+        left = (time.monotonic() - self._began) / self._done * (total - step)
+        return f"step {step:{len(str(total))}d}/{total} {100 * step / total:3.0f} %  eta {duration(left)}"
 
     def _print(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
@@ -151,7 +171,7 @@ def _bar(stream: TextIO, stage: str, steps: int) -> tuple[Any, Any]:
     console = Console(file=stream, no_color=not colourful(stream))
     remaining = [TimeRemainingColumn(compact=True)] if steps else [TimeElapsedColumn()]
     columns = [
-        TextColumn(stage),
+        TextColumn("{task.description}"),
         BarColumn(bar_width=16),
         MofNCompleteColumn(),
         *remaining,

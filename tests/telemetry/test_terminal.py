@@ -32,6 +32,24 @@ def test_without_a_terminal_each_step_is_one_plain_line() -> None:
     assert "\x1b" not in stream.getvalue()
 
 
+def test_a_stage_before_counts_its_own_steps() -> None:
+    stream = io.StringIO()
+    with Terminal("rl", 400, stream=stream) as view:
+        view.step(1, METRICS, "value", 40)
+        view.step(1, METRICS)
+    first, second = stream.getvalue().splitlines()
+    assert first.startswith("value step  1/40   2 %") and second.startswith("rl step   1/400")
+
+
+def test_a_health_note_is_shown_once() -> None:
+    stream = io.StringIO()
+    with Terminal("rl", 9, stream=stream) as view:
+        for step in (1, 2, 3):
+            view.step(step, METRICS | {"response_length/clip_ratio": 0.5 * (step > 1)})
+    warnings = [text for text in stream.getvalue().splitlines() if text.startswith("!")]
+    assert warnings == ["! step 2: truncated 50 % of answers at the limit in rollout.max_tokens"]
+
+
 def test_verbose_shows_more_of_the_same_step() -> None:
     assert "lr 1.00e-03" in line(METRICS, verbose=True) and "lr" not in line(METRICS)
     assert line({}) == ""
