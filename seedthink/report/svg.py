@@ -209,13 +209,14 @@ def _line(item: Series, frame: Frame, shown: Callable, x_shown: Callable, x_labe
 def _end_labels(series: Sequence[Series], frame: Frame, shown: Callable[[float], str]) -> str:
     """The last value beside the end of each line, pushed apart so that none overlap."""
     ends = sorted(((frame.y(item.points[-1][1]), item) for item in series), key=lambda end: end[0])
-    out, last = "", -99.0
-    for y, item in ends:
-        y = max(y, last + 12)
-        last = y
-        x = frame.x(item.points[-1][0]) + 7
-        out += _text(x, y + 4, shown(item.points[-1][1]), f"end-label {item.css}")
-    return out
+    heights: list[float] = []
+    for y, _ in ends:
+        heights.append(max(y, heights[-1] + 12) if heights else y)
+    above = max(0.0, heights[-1] - (frame.height - BOTTOM)) if heights else 0.0
+    return "".join(
+        _text(frame.x(item.points[-1][0]) + 7, y - above + 4, shown(item.points[-1][1]), f"end-label {item.css}")
+        for y, (_, item) in zip(heights, ends, strict=True)
+    )
 
 
 def _grid(frame: Frame, levels: Sequence[float], shown: Callable[[float], str]) -> str:
@@ -232,7 +233,7 @@ def _x_axis(frame: Frame, label: str, shown: Callable[[float], str]) -> str:
     inside = [level for level in ticks(frame.x0, frame.x1, 5) if frame.x0 <= level <= frame.x1]
     for level in inside:
         out += _text(frame.x(level), frame.height - 12, shown(level), "tick mid")
-    return out + _text(frame.width - RIGHT + 8, frame.height - 12, label, "tick axis")
+    return out + _text(frame.width - RIGHT + 16, frame.height - 12, label, "tick")
 
 
 def _rule(css: str, start: Point, end: Point) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -78,6 +79,13 @@ def test_the_higher_value_is_drawn_higher() -> None:
     root = ElementTree.fromstring(line_chart([Series("a", [(1, 0.0), (2, 1.0)], dots=True)]))
     low, high = [float(node.attrib["cy"]) for node in root.iter("circle")]
     assert high < low
+
+
+def test_labels_of_lines_that_end_together_do_not_overlap() -> None:
+    lines = [Series(name, [(1, 0.5), (2, 0.0)]) for name in ("a", "b", "c")]
+    root = ElementTree.fromstring(line_chart(lines))
+    heights = [float(node.attrib["y"]) for node in root.iter("text") if "end-label" in node.attrib["class"]]
+    assert heights == sorted(heights) and all(b - a >= 12 for a, b in pairwise(heights)) and heights[-1] <= 190
 
 
 def test_stacked_bars_stand_on_each_other() -> None:
