@@ -77,8 +77,13 @@ def rules(config: Any) -> Iterator[Rule]:
             yield f"controller.{key}", 'controller.kind = "local" has no workers', 'remove it, or set kind = "ray"'
     if getattr(config, "reward", None) and config.reward.function:
         yield "reward.verifiers", "reward.function judges every answer", "remove one of them"
-    if getattr(config, "data", None) and config.data.chat == "off":
-        yield "data.system", 'data.chat = "off" passes prompts as they are', 'remove it, or set data.chat = "auto"'
+    if getattr(config, "data", None) and _puzzles_only(config.data):
+        yield "data.system", "every source is a puzzle", "remove it; it goes before problems that come from files"
+
+
+def _puzzles_only(data: Any) -> bool:
+    sources = (*getattr(data, "train", ()), *data.eval)
+    return bool(sources) and all(source.kind == "puzzle" for source in sources)
 
 
 def _critic_rules(config: RlConfig) -> Iterator[Rule]:

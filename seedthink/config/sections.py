@@ -86,10 +86,8 @@ class EvalDataConfig:
     """Longest prompt, in tokens."""
     overlong: Literal["skip", "error"] = "skip"
     """A prompt that is longer is skipped and counted, or ends the run; it is never cut."""
-    chat: Literal["auto", "off"] = "auto"
-    """"auto" renders prompts with the model's chat template where it has one; "off" passes the text as it is."""
     system: str = ""
-    """System message put before every problem (chat templates only)."""
+    """System message put before every problem that has none (files only)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -142,7 +142,7 @@ def test_the_recipe_is_named_in_front_of_its_mistakes(recipe: Path) -> None:
         ({"policy_optimizer.min_lr_ratio": 0.1}, "has no effect"),
         ({"controller.kind": "local", "controller.restarts": 1}, "controller.restarts has no effect"),
         ({"reward.function": "a:b", "reward.verifiers": {"x": "y"}}, "reward.verifiers has no effect"),
-        ({"data.chat": "off", "data.system": "x"}, "data.system has no effect"),
+        ({"data.eval": ["puzzle:countdown"], "data.system": "x"}, "data.system has no effect"),
         ({"value_pretraining.critic_path": "x", "value_pretraining.evaluations": 3}, "brings a trained critic"),
         ({"value_pretraining.max_steps": 0, "value_pretraining.evaluations": 3}, "raise max_steps"),
         ({"algorithm.preset": "grpo", "rollout.group_size": 1}, "teaches nothing"),
