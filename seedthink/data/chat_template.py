@@ -75,6 +75,6 @@ def render_chat(
         return _compile(template).render(
             {**(variables or {}), "messages": messages, "add_generation_prompt": add_generation_prompt}
         )
-    except jinja2.TemplateError as error:
+    except Exception as error:  # a template can raise anything
         roles = ", ".join(str(message.get("role")) for message in messages)
         raise DataError(f"the chat template refuses a conversation with roles {roles}: {error}") from error

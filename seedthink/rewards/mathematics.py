@@ -108,7 +108,7 @@ def _same_by_algebra(due: str, given: str) -> bool:
     import math_verify
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)
-    gold = math_verify.parse(_as_latex(due), parsing_timeout=None)
+    gold = math_verify.parse(_as_latex(due), fallback_mode="no_fallback", parsing_timeout=None)
     if not gold:
         raise ValueError(
             f"the reference {due[:80]!r} cannot be read as mathematics; use the verifier 'exact' for words"

@@ -93,7 +93,7 @@ def _tokens(expression: str) -> list[str]:
     while position < len(expression):
         match = _TOKEN.match(expression, position)
         if match is None:
-            raise _Refused(f"{_quote(expression[position:])} is not arithmetic on integers")
+            raise _Refused(f"{_quote(expression[position:].strip())} is not arithmetic on integers")
         found.append(match[1])
         position = match.end()
     return found

@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from random import Random
 from typing import ClassVar, NamedTuple
 
-from seedthink.data.puzzles.problem import Problem
+from seedthink.data.puzzles.problem import Problem, check_knobs
+from seedthink.errors import DataError
 
 OPERATIONS = ("+", "-", "*")
 SYSTEMATIC = (2, 1, 0)
 # Of the imperfect chains, this share sets numbers aside in turn; the others choose at random, with repeats.
 SYSTEMATIC_SHARE = 0.5
 REPEATS = 4
+MAX_DRAWS = 10_000
 
 
 class Trial(NamedTuple):
@@ -62,13 +64,22 @@ class Countdown:
     min_target: int = 10
     max_target: int = 50
 
+    def __post_init__(self) -> None:
+        check_knobs(
+            self.name,
+            max_number=(self.max_number, 2, 9),
+            min_target=(self.min_target, 1, "max_target"),
+            max_target=(self.max_target, 1, 99),
+        )
+
     def generate(self, rng: Random) -> Problem:
         """Three numbers in random order and a target drawn among those a search finds; their plain sum is too easy."""
-        while True:
+        for _ in range(MAX_DRAWS):
             numbers = [rng.randint(1, self.max_number) for _ in range(3)]
-            targets = self._targets(numbers)
-            if targets:
+            if targets := self._targets(numbers):
                 break
+        else:
+            raise DataError(f"no problem fits the knobs of {self}; widen the range of targets or raise max_number")
         target = rng.choice(targets)
         listed = " ".join(map(str, numbers))
         return Problem(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, ClassVar, Literal, Protocol
 
-from seedthink.errors import DataError
+from seedthink.errors import ConfigError, DataError
 
 Split = Literal["train", "held_out"]
 HELD_OUT_SHARE = 0.2
@@ -50,6 +50,17 @@ def split_of(problem_id: str) -> Split:
     """Which side of the split a problem belongs to: decided by SHA-256 of its id alone, 20 % held out."""
     draw = int.from_bytes(hashlib.sha256(problem_id.encode()).digest()[:8], "big") / 2**64
     return "held_out" if draw < HELD_OUT_SHARE else "train"
+
+
+def check_knobs(name: str, **allowed: tuple[int, int, int | str]) -> None:
+    """Raise `ConfigError` for a knob outside its range; `allowed` maps a knob to (value, lowest, highest).
+
+    A highest given as a name is another knob of `allowed`, whose value is the bound.
+    """
+    for knob, (value, low, high) in allowed.items():
+        bound = allowed[high][0] if isinstance(high, str) else high
+        if not low <= value <= bound:
+            raise ConfigError(f"{knob} of puzzle family '{name}' is {value}; it must be in {low}..{high}")
 
 
 def check_disjoint(train: Iterable[str], held_out: Iterable[str]) -> None:

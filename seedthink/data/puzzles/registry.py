@@ -70,8 +70,8 @@ def make(
             misses += 1
             if misses > 1000 + 50 * count:
                 raise DataError(
-                    f"puzzle family {chosen} has only about {len(found)} '{split}' problems, {count} are asked for; ask "
-                    "for fewer or widen its knobs"
+                    f"puzzle family {chosen} has only about {len(found)} '{split}' problems, {count} are asked for; "
+                    "ask for fewer or widen its knobs"
                 )
             continue
         found.append(problem)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import ClassVar
 
-from seedthink.data.puzzles.problem import Problem
+from seedthink.data.puzzles.problem import Problem, check_knobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,14 @@ class RunningSum:
     min_terms: int = 5
     max_terms: int = 9
     modulus: int = 10
+
+    def __post_init__(self) -> None:
+        check_knobs(
+            self.name,
+            min_terms=(self.min_terms, 2, "max_terms"),
+            max_terms=(self.max_terms, 2, 30),
+            modulus=(self.modulus, 2, 10),
+        )
 
     def generate(self, rng: Random) -> Problem:
         """A list of `min_terms`..`max_terms` digits; the id is the list and the modulus."""
