@@ -164,7 +164,7 @@ def test_epochs_and_steps_exclude_each_other_in_sft() -> None:
 
 
 def test_a_configuration_survives_json_and_toml(recipe: Path) -> None:
-    config = load(recipe, RlConfig, {"data.system": 'say "hi"\n', "rollout.stop": ["</s>"]})
+    config = load(recipe, RlConfig, {"rollout.stop": ['say "hi"\n', "</s>"]})
     assert from_dict(RlConfig, json.loads(json.dumps(to_dict(config)))) == config
     (recipe / "run.toml").write_text(to_toml(config))
     assert load(recipe, RlConfig) == config
