@@ -7,8 +7,8 @@ The settings stand in recipes/quickstart. With `compare`, GRPO and longer SFT ru
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +23,8 @@ from seedthink.models.config import ModelConfig
 from seedthink.models.qwen3 import Transformer
 
 WIDTH, LAYERS, EXPERTS = 128, 4, 8
+STEPS_WITHOUT_END = 1_000_000  # time ends it, so the schedule stays at its peak
+LATE_RATE = 5e-4  # learning rate of SFT that goes on, after the cold start has decayed to 3e-4
 
 
 def run_quickstart(
@@ -93,14 +95,12 @@ def build_start(folder: Path, seed: int) -> Path:
         return save_model(model, folder, tokenizer_folder=files_of_tokenizer)
 
 
-def _compare(
-    common: Mapping[str, Any], trained: Path, verbose: bool, say: Callable[[str], None]
-) -> list[Path]:
+def _compare(common: Mapping[str, Any], trained: Path, verbose: bool, say: Callable[[str], None]) -> list[Path]:
     """GRPO, and SFT continued, each for the training time that VAPO took, from the same start."""
+    minutes = json.loads((trained / "summary.json").read_text())["seconds"]["total"] / 60.0
     timed = {**common, "run.time_limit_minutes": minutes}
     say(f"compare  GRPO for {minutes:.1f} minutes")
-    grpo = recipe("grpo", RlConfig, {**timed, "run.name": "quickstart-grpo"})
+    grpo = run_rl(recipe("grpo", RlConfig, timed), verbose)
     say(f"compare  SFT for {minutes:.1f} more minutes")
-    longer = recipe("sft", SftConfig, {**timed, "run.name": "quickstart-sft", "run.steps": 0})
-    constant = replace(longer.optimizer, schedule="constant", min_lr_ratio=0.0)
-    return [run_rl(grpo, verbose), run_sft(replace(longer, optimizer=constant), verbose)]
+    longer = {**timed, "run.name": "quickstart-sft", "run.steps": STEPS_WITHOUT_END, "optimizer.lr": LATE_RATE}
+    return [grpo, run_sft(recipe("sft", SftConfig, longer), verbose)]
