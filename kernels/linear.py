@@ -16,6 +16,7 @@ from torch import Tensor
 from seedthink import _C
 from seedthink.kernels.packing import panels_of
 from seedthink.kernels.registry import define
+from seedthink.kernels.registry import wants_operator as wants_operator
 
 
 def reference_linear(x_TK: Tensor, weight_NK: Tensor, compute: torch.dtype = torch.float32) -> Tensor:
@@ -36,9 +37,8 @@ def linear(x_TK: Tensor, weight_NK: Tensor, compute: torch.dtype = torch.float32
     The weight is packed once per version; write to it in place under torch (an optimizer step) and it is packed anew.
     Raises ValueError for a wrong dtype, shape, device or layout, naming the argument.
     """
-    if wants_operator(x_TK, weight_NK):
-        return _linear(x_TK, weight_NK, compute)
-    return _forward(x_TK, weight_NK, compute)
+    y_TN: Tensor = _linear(x_TK, weight_NK, compute)
+    return y_TN
 
 
 def linear_packed(x_TK: Tensor, panels: Tensor, columns: int) -> Tensor:
@@ -46,13 +46,6 @@ def linear_packed(x_TK: Tensor, panels: Tensor, columns: int) -> Tensor:
     y_TN = torch.empty((x_TK.shape[0], columns), dtype=torch.float32)
     _C.linear_forward(x_TK, panels, y_TN)
     return y_TN
-
-
-def wants_operator(*tensors: Tensor) -> bool:
-    """Whether a call must go through torch's dispatcher: a gradient is recorded, or something traces the call."""
-    if torch.compiler.is_compiling() or type(tensors[0]) is not Tensor:
-        return True
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _forward(x_TK: Tensor, weight_NK: Tensor, compute: torch.dtype) -> Tensor:

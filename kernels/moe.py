@@ -1,8 +1,8 @@
 """Mixture of experts: routing (softmax, top-k, expert order) and the experts' SwiGLU MLPs.
 
-p = softmax(logits); the k largest are chosen, ties to the smaller expert id; y_t = sum over the chosen experts, in order
-of id and in fp32, of weight * down(silu(gate x) * up x). Rows of an expert stand in token order; an expert's row has the
-same bits whatever other rows the expert has (kernels/linear.py's contract), so routing of one token never moves another.
+p = softmax(logits); the k largest are chosen, ties to the smaller expert id; y_t = sum over the chosen experts, in
+order of id and in fp32, of weight * down(silu(gate x) * up x). Rows of an expert stand in token order. A row has the
+same bits whatever other rows its expert has (the contract of kernels/linear.py), so no token moves another's output.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from seedthink import _C
-from seedthink.kernels.linear import reference_linear, wants_operator
+from seedthink.kernels.linear import reference_linear
 from seedthink.kernels.packing import panels_of
-from seedthink.kernels.registry import define
+from seedthink.kernels.registry import define, wants_operator
 
 
 class Routing(NamedTuple):
@@ -75,9 +75,8 @@ def route(logits_TE: Tensor, k: int, norm_topk: bool = True) -> Routing:
     norm_topk: divide the k chosen scores by their sum. Raises ValueError for NaN or +inf logits (naming the row), for k
     outside 1..E and for a wrong dtype or shape.
     """
-    if wants_operator(logits_TE):
-        return Routing(*_route(logits_TE, k, norm_topk))
-    return Routing(*_route_forward(logits_TE, k, norm_topk))
+    weight_TK, ids_TK, *places = _route(logits_TE, k, norm_topk)
+    return Routing(ids_TK, weight_TK, *places)
 
 
 def experts(
@@ -92,32 +91,36 @@ def experts(
     gate_up: [E, 2I, D], gate rows first. down: [E, D, I]. compute: as in `linear`.
     Raises ValueError for a wrong dtype, shape, device or layout, naming the argument.
     """
-    if gate_up_E_2I_D.dim() != 3 or down_E_D_I.dim() != 3:
-        raise ValueError("gate_up, down: expected 3 dimensions, [E, 2I, D] and [E, D, I]")
-    count, width = gate_up_E_2I_D.shape[0], down_E_D_I.shape[2]
-    if gate_up_E_2I_D.shape != (count, 2 * width, x_TD.shape[-1]):
-        raise ValueError(
-            f"gate_up: expected shape {[count, 2 * width, x_TD.shape[-1]]} to match x and down, got "
-            f"{list(gate_up_E_2I_D.shape)}"
-        )
-    if down_E_D_I.shape[:2] != (count, x_TD.shape[-1]) or routing.counts_E.shape[0] != count:
-        raise ValueError(f"down: expected {count} experts of width {x_TD.shape[-1]}, got {list(down_E_D_I.shape)}")
+    _check_shapes(x_TD, routing, gate_up_E_2I_D, down_E_D_I)
     places = (routing.offsets_E1, routing.row_TK, routing.token_R)
     if wants_operator(x_TD, routing.weight_TK, gate_up_E_2I_D, down_E_D_I):
         return _experts(x_TD, routing.weight_TK, *places, gate_up_E_2I_D, down_E_D_I, compute)[0]
     return _run_experts(x_TD, routing.weight_TK, *places, gate_up_E_2I_D, down_E_D_I, compute, keep=False)[0]
 
 
+def _check_shapes(x_TD: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> None:
+    if x_TD.dim() != 2:
+        raise ValueError(f"x: expected 2 dimensions, got {x_TD.dim()}")
+    if down.dim() != 3 or down.shape[:2] != (routing.counts_E.shape[0], x_TD.shape[1]):
+        wanted = [routing.counts_E.shape[0], x_TD.shape[1], "I"]
+        raise ValueError(f"down: expected shape {wanted} to match routing and x, got {list(down.shape)}")
+    wanted = [down.shape[0], 2 * down.shape[2], x_TD.shape[1]]
+    if list(gate_up.shape) != wanted:
+        raise ValueError(f"gate_up: expected shape {wanted} to match x and down, got {list(gate_up.shape)}")
+
+
 def _route_forward(logits_TE: Tensor, k: int, norm_topk: bool) -> tuple[Tensor, ...]:
-    if logits_TE.dim() != 2 or not 1 <= k <= logits_TE.shape[1]:
-        raise ValueError(f"k: {k} is not between 1 and the number of experts of logits {list(logits_TE.shape)}")
+    if logits_TE.dim() != 2:
+        raise ValueError(f"logits: expected 2 dimensions, got {logits_TE.dim()}")
+    if not 1 <= k <= logits_TE.shape[1]:
+        raise ValueError(f"k: {k} is not between 1 and the number of experts, {logits_TE.shape[1]}")
     tokens, count = logits_TE.shape
     ids_TK = torch.empty((tokens, k), dtype=torch.int32)
     weight_TK = torch.empty((tokens, k), dtype=torch.float32)
     counts_E, offsets_E1 = torch.empty(count, dtype=torch.int32), torch.empty(count + 1, dtype=torch.int32)
     row_TK, token_R = torch.empty_like(ids_TK), torch.empty(tokens * k, dtype=torch.int32)
     _C.route_forward(logits_TE, norm_topk, ids_TK, weight_TK, counts_E, offsets_E1, row_TK, token_R)
-    return ids_TK, weight_TK, counts_E, offsets_E1, row_TK, token_R
+    return weight_TK, ids_TK, counts_E, offsets_E1, row_TK, token_R
 
 
 def _route_shapes(logits: Tensor, k: int, norm_topk: bool) -> tuple[Tensor, ...]:
@@ -125,17 +128,17 @@ def _route_shapes(logits: Tensor, k: int, norm_topk: bool) -> tuple[Tensor, ...]
     ids = logits.new_empty((tokens, k), dtype=torch.int32)
     flat = logits.new_empty(tokens * k, dtype=torch.int32)
     sizes = [logits.new_empty(n, dtype=torch.int32) for n in (count, count + 1)]
-    return ids, logits.new_empty((tokens, k)), *sizes, torch.empty_like(ids), flat
+    return logits.new_empty((tokens, k)), ids, *sizes, torch.empty_like(ids), flat
 
 
 def _save_route(ctx: Any, inputs: tuple[Tensor, int, bool], output: tuple[Tensor, ...]) -> None:
     logits_TE, _, ctx.norm_topk = inputs
-    ids_TK, weight_TK, *rest = output
+    weight_TK, ids_TK, *rest = output
     ctx.mark_non_differentiable(ids_TK, *rest)
     ctx.save_for_backward(logits_TE, ids_TK, weight_TK)
 
 
-def _route_backward(ctx: Any, _: Tensor, dweight_TK: Tensor, *rest: Tensor) -> tuple[Tensor, None, None]:
+def _route_backward(ctx: Any, dweight_TK: Tensor, *rest: Tensor) -> tuple[Tensor, None, None]:
     return _route_grad(dweight_TK.contiguous(), *ctx.saved_tensors, ctx.norm_topk), None, None
 
 
@@ -157,9 +160,9 @@ def _run_experts(
     keep: bool = True,
 ) -> tuple[Tensor, Tensor]:
     rows = row_TK.numel()
-    hidden_R_2I = torch.empty((rows, gate_up.shape[1])) if keep else None
-    out_RD, y_TD = torch.empty((rows, x_TD.shape[1])), torch.empty_like(x_TD)
-    panels = panels_of(gate_up, compute), panels_of(down, compute)
+    hidden_R_2I = torch.empty((rows, gate_up.shape[1]), dtype=torch.float32) if keep else None
+    out_RD, y_TD = torch.empty((rows, x_TD.shape[1]), dtype=torch.float32), torch.empty_like(x_TD)
+    panels = panels_of(gate_up, compute, name="gate_up"), panels_of(down, compute, name="down")
     _C.experts_forward(x_TD, weight_TK, offsets_E1, row_TK, token_R, *panels, down.shape[2], hidden_R_2I, out_RD, y_TD)
     return y_TD, out_RD if hidden_R_2I is None else hidden_R_2I
 
@@ -174,9 +177,7 @@ def _save_experts(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tenso
 def _experts_backward(ctx: Any, dy_TD: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if dy_TD is None:
         return (None,) * 8
-    x, weight, offsets, row, token, gate_up, down, hidden = ctx.saved_tensors
-    grads = _experts_grad(dy_TD.contiguous(), x, weight, offsets, row, token, gate_up, down, hidden, ctx.compute)
-    dx_TD, dweight_TK, dgate_up, ddown = grads
+    dx_TD, dweight_TK, dgate_up, ddown = _experts_grad(dy_TD.contiguous(), *ctx.saved_tensors, ctx.compute)
     return dx_TD, dweight_TK, None, None, None, dgate_up, ddown, None
 
 
@@ -194,7 +195,8 @@ def _experts_grad_cpu(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows, width = row_TK.numel(), down.shape[2]
     panels = panels_of(gate_up, compute, transposed=True), panels_of(down, compute, transposed=True)
-    dhidden, act, drow = torch.empty_like(hidden_R_2I), torch.empty((rows, width)), torch.empty((rows, x_TD.shape[1]))
+    dhidden = torch.empty_like(hidden_R_2I)
+    act, drow = hidden_R_2I.new_empty((rows, width)), hidden_R_2I.new_empty((rows, x_TD.shape[1]))
     dx_TD, dweight_TK = torch.empty_like(x_TD), torch.empty_like(weight_TK)
     places = (offsets_E1, row_TK, token_R)
     _C.experts_backward(dy_TD, x_TD, weight_TK, *places, *panels, hidden_R_2I, dhidden, act, drow, dx_TD, dweight_TK)

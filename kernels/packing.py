@@ -1,7 +1,7 @@
 """Packed weights, cached per tensor: panels of 64 columns over the whole reduction (csrc/linear/linear.h).
 
-A pack belongs to one version of a weight: torch counts every in-place write (`optimizer.step`, `copy_`), and the next
-use packs anew. Writes that torch does not see (through `.data` or a raw pointer) must be followed by
+A pack belongs to one version of a weight: torch counts in-place writes (`copy_`, `add_`), and the next use packs anew.
+Writes that it does not count (through `.data`, a raw pointer, or by torch's fused optimizers) must be followed by
 `torch.autograd.graph.increment_version(weight)` or `forget(weight)`. Packs die with their tensor.
 """
 
@@ -32,14 +32,14 @@ class _Packs:
 _cache: dict[int, _Packs] = {}
 
 
-def panels_of(weight: Tensor, compute: torch.dtype, transposed: bool = False) -> Tensor:
+def panels_of(weight: Tensor, compute: torch.dtype, transposed: bool = False, name: str = "weight") -> Tensor:
     """The panels of weight [N, K] or of a stack [E, N, K], packed now or at an earlier use of the same version.
 
     compute: float32 gives [E, P, K, 64], bfloat16 gives pairs [E, P, ceil(K / 2), 64, 2]. transposed: panels of W^T.
-    Treat them as read-only. Raises ValueError naming `weight` or `compute`.
+    Treat them as read-only. Raises ValueError for a weight that is not dense float32 on the CPU, calling it `name`.
     """
     if weight.is_inference():  # torch keeps no version of such a tensor, so a pack of it could be stale
-        return _pack(weight, compute, transposed)
+        return _pack(weight, compute, transposed, name)
     key, entry = (compute, transposed), _cache.get(id(weight))
     if entry is None or not entry.fits(weight):
         slot = id(weight)
@@ -47,7 +47,7 @@ def panels_of(weight: Tensor, compute: torch.dtype, transposed: bool = False) ->
         entry = _cache[slot] = _Packs(owner, weight._version, weight.data_ptr())
     found = entry.panels.get(key)
     if found is None:
-        found = entry.panels[key] = _pack(weight, compute, transposed)
+        found = entry.panels[key] = _pack(weight, compute, transposed, name)
     return found
 
 
@@ -62,9 +62,12 @@ def _drop(slot: int, dead: weakref.ref[Tensor]) -> None:
         del _cache[slot]
 
 
-def _pack(weight: Tensor, compute: torch.dtype, transposed: bool) -> Tensor:
+def _pack(weight: Tensor, compute: torch.dtype, transposed: bool, name: str) -> Tensor:
     if weight.dim() not in (2, 3):
-        raise ValueError(f"weight: expected 2 or 3 dimensions, got {weight.dim()}")
+        raise ValueError(f"{name}: expected 2 or 3 dimensions, got {weight.dim()}")
+    if weight.dtype != torch.float32 or not weight.is_cpu or not weight.is_contiguous():
+        place = f"{weight.dtype}, {weight.device}, strides {weight.stride()}"
+        raise ValueError(f"{name}: expected contiguous torch.float32 on the CPU, got {place}")
     stack = weight.detach() if weight.dim() == 3 else weight.detach().unsqueeze(0)
     count, rows, columns = stack.shape
     if transposed:

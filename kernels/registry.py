@@ -1,7 +1,9 @@
 """Declares torch operators of the namespace `seedthink`: schema, CPU kernel, shape function and derivative in one call.
 
-`torch.library.Library` define / impl / fake / autograd is used instead of the `custom_op` decorator because it costs a
-third of the time per call. A kernel returns fresh tensors that alias none of its arguments (opcheck verifies it).
+Every operator stands in torch's dispatcher (`torch.library.Library` define / impl / fake / autograd): torch.compile,
+export and dispatch modes see it. A plain eager call on the CPU goes around the dispatcher, which costs more than a
+small kernel: straight to the kernel, or to an `autograd.Function` of the same parts when a gradient is recorded.
+A kernel returns fresh tensors that alias none of its arguments (opcheck verifies it).
 """
 
 from __future__ import annotations
@@ -10,8 +12,27 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import Parameter
 
 LIBRARY = torch.library.Library("seedthink", "DEF")
+
+
+class Operator:
+    """One operator: call it with positional arguments, the first one a tensor. `overload` is the dispatcher's entry."""
+
+    def __init__(self, overload: Callable[..., Any], cpu: Callable[..., Any], record: Callable[..., Any]) -> None:
+        self.overload, self._cpu, self._record = overload, cpu, record
+
+    def __call__(self, *args: Any) -> Any:
+        """Run it; differentiable where the operator has a derivative."""
+        if traced(args[0]):
+            return self.overload(*args)
+        if torch.is_grad_enabled():
+            for value in args:
+                if isinstance(value, Tensor) and value.requires_grad:
+                    return self._record(*args)
+        return self._cpu(*args)
 
 
 def define(
@@ -21,19 +42,55 @@ def define(
     fake: Callable[..., Any],
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
-) -> Callable[..., Any]:
-    """Register one operator and return its overload, which is what callers call.
+) -> Operator:
+    """Register one operator and return it.
 
     schema: "name(Tensor x, int k) -> (Tensor, Tensor)" in torch's schema language.
     cpu: the kernel. fake: the same signature, returns empty outputs of the right shape and dtype.
-    backward(ctx, *grads), setup_context(ctx, inputs, output): as `torch.library.register_autograd` takes them. An
-    operator without backward is not differentiable: a gradient that reaches it raises RuntimeError.
+    backward(ctx, *grads), setup_context(ctx, inputs, output): as `torch.library.register_autograd` takes them. Without
+    them a gradient that reaches the operator raises RuntimeError.
     """
     name = schema.split("(", 1)[0].strip()
+    derivative = backward or _refuse(name)
     LIBRARY.define(schema)
     LIBRARY.impl(name, cpu, "CPU")
     torch.library.register_fake(f"seedthink::{name}", fake, lib=LIBRARY)
-    if backward is not None:
-        torch.library.register_autograd(f"seedthink::{name}", backward, setup_context=setup_context, lib=LIBRARY)
-    overload: Callable[..., Any] = getattr(torch.ops.seedthink, name).default
-    return overload
+    torch.library.register_autograd(f"seedthink::{name}", derivative, setup_context=setup_context, lib=LIBRARY)
+    overload = getattr(torch.ops.seedthink, name).default
+    return Operator(overload, cpu, _recorder(name, cpu, derivative, setup_context))
+
+
+def traced(first: Tensor) -> bool:
+    """Whether a call with this first argument belongs to the dispatcher: not plain eager work on the CPU."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return True
+    return type(first) not in (Tensor, Parameter) or not first.is_cpu
+
+
+def wants_operator(*tensors: Tensor) -> bool:
+    """Whether a call must go through its Operator: it is traced, or a gradient is recorded."""
+    return traced(tensors[0]) or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+
+
+def _recorder(
+    name: str, cpu: Callable[..., Any], backward: Callable[..., Any], setup_context: Callable[..., None] | None
+) -> Callable[..., Any]:
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = cpu(*args)
+        if setup_context is not None:
+            setup_context(ctx, args, output)
+        return output
+
+    parts = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    function: Any = type(name, (torch.autograd.Function,), parts)
+    record: Callable[..., Any] = function.apply
+    return record
+
+
+def _refuse(name: str) -> Callable[..., Any]:
+    def refuse(ctx: Any, *grads: Any) -> None:
+        raise RuntimeError(
+            f"seedthink::{name} has no derivative; detach its inputs, or call the operation it belongs to"
+        )
+
+    return refuse
