@@ -17,9 +17,10 @@ ROOT = Path(__file__).parent.resolve()
 
 
 class CMakeBuild(build_ext):
-    """Configures and builds CMakeLists.txt, then places `_C` where setuptools expects it. A failed build is an error."""
+    """Configures and builds CMakeLists.txt and places `_C` where setuptools expects it. A failed build is an error."""
 
     def build_extension(self, ext: Extension) -> None:
+        """Build `ext`; raises CalledProcessError with the compiler's output above it."""
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         build.mkdir(parents=True, exist_ok=True)
@@ -42,7 +43,11 @@ class CMakeBuild(build_ext):
 
 TOP_LEVEL = ("kernels", "autotune", "recipes")
 MOUNTED = {f"seedthink.{name}": name for name in TOP_LEVEL}
-packages = [name for name in find_packages(include=["seedthink", "seedthink.*"]) if name.split(".")[1:2] not in [[n] for n in TOP_LEVEL]]
+packages = [
+    name
+    for name in find_packages(include=["seedthink", "seedthink.*"])
+    if name.split(".")[1:2] not in [[n] for n in TOP_LEVEL]
+]
 package_dir = {"": "."}
 for mounted, folder in MOUNTED.items():
     packages.append(mounted)

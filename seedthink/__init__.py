@@ -10,7 +10,11 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_LAZY = {"LLM": "seedthink.controller.llm", "train_rl": "seedthink.controller.api", "build_info": "seedthink.kernels.build"}
+_LAZY = {
+    "LLM": "seedthink.controller.llm",
+    "train_rl": "seedthink.controller.api",
+    "build_info": "seedthink.kernels.build",
+}
 __all__ = ["LLM", "__version__", "build_info", "train_rl"]
 
 

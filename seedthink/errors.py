@@ -1,7 +1,7 @@
 """The errors a user can meet, and what each one promises.
 
-`ConfigError` and `DataError` are the user's to mend and always say how; `DeviceError` is about the machine and points at
-`seedthink doctor`; `RunError` ends a run that cannot go on. All are picklable: no custom `__init__`, one message.
+`ConfigError` and `DataError` are the user's to mend and always say how; `DeviceError` is about the machine and points
+at `seedthink doctor`; `RunError` ends a run that cannot go on. All are picklable: no custom `__init__`, one message.
 A broken invariant of our own is an `assert`, never one of these.
 """
 
@@ -9,15 +9,15 @@ from __future__ import annotations
 
 
 class SeedthinkError(Exception):
-    """Base of every error that seedthink raises on purpose; the command line prints it without a traceback."""
+    """Base of every error that seedthink raises on purpose; the command line prints it without a trace."""
 
 
 class ConfigError(SeedthinkError):
-    """A setting is unknown, out of range or without effect. The message names the key, the value and what is allowed."""
+    """A setting is unknown, out of range or without effect. The message names key, value and what is allowed."""
 
 
 class DataError(SeedthinkError):
-    """A file of the user's (model folder, dataset, checkpoint) cannot be used. The message names the file and the place."""
+    """A file of the user's (model folder, dataset, checkpoint) cannot be used. The message names file and place."""
 
 
 class DeviceError(SeedthinkError):
@@ -25,4 +25,4 @@ class DeviceError(SeedthinkError):
 
 
 class RunError(SeedthinkError):
-    """A run cannot go on (a worker died too often, the loss is not finite). The message says what was saved and where."""
+    """A run cannot go on (a worker died too often, the loss is not finite). The message says what was saved."""

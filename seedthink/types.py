@@ -33,7 +33,7 @@ class Finish(StrEnum):
 
 
 class Verdict(StrEnum):
-    """What a verifier found. An ERROR or TIMEOUT is never a score of 0: the sample leaves the batch and is counted."""
+    """What a verifier found. An ERROR or TIMEOUT is never a score of 0: the sample leaves the batch, counted."""
 
     RIGHT = "right"
     WRONG = "wrong"
@@ -43,7 +43,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One problem. `reference` is whatever its verifier needs (JSON-able); `family` names the verifier and the metrics."""
+    """One problem. `reference` is what its verifier needs (JSON-able); `family` names the verifier and the metrics."""
 
     id: str
     family: str
@@ -84,8 +84,8 @@ class Request:
 class Completion:
     """What the engine returns for a `Request`.
 
-    `logprob_T` float32 is the behaviour log-prob of each generated token; `version_T` int32 the policy version that made
-    it; `text` the detokenized answer without the stop token or stop string ("" where no detokenizer is installed).
+    `logprob_T` float32 is the behaviour log-prob of each generated token; `version_T` int32 the policy version that
+    made it; `text` the detokenized answer without the stop token or stop string ("" where no detokenizer is installed).
     """
 
     id: str
@@ -120,7 +120,7 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A judged rollout. `reward` is what the algorithm optimises (score plus shaping such as the overlong penalty)."""
+    """A judged rollout. `reward` is what the algorithm optimises: the score, shaped (overlong penalty)."""
 
     rollout: Rollout
     judgement: Judgement
@@ -129,7 +129,7 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Valued:
-    """`Scored` with what the networks said about each response token; an empty array where the algorithm asks for none."""
+    """`Scored` with what the networks said about each response token; empty where the algorithm asks for nothing."""
 
     scored: Scored
     value_T: Float32
@@ -139,7 +139,7 @@ class Valued:
 
 @dataclass(frozen=True, slots=True)
 class Credited:
-    """`Valued` with credit per response token. `kept` False means it takes no part in learning, and `reason` says why."""
+    """`Valued` with credit per response token. `kept` False: it takes no part in learning, and `reason` says why."""
 
     valued: Valued
     advantage_T: Float32
@@ -188,30 +188,42 @@ class Update:
 class Generator(Protocol):
     """Whoever completes requests; results come back as they finish."""
 
-    def submit(self, requests: Sequence[Request]) -> None: ...
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue generations."""
+        ...
 
     def collect(self, timeout: float) -> Sequence[Completion]:
         """Completions finished since the last call; waits at most `timeout` seconds for the first."""
         ...
 
-    def abort(self, ids: Sequence[str]) -> None: ...
+    def abort(self, ids: Sequence[str]) -> None:
+        """Give requests up; they come back with `Finish.ABORTED`."""
+        ...
 
 
 class Judge(Protocol):
     """Whoever scores rollouts: killable CPU processes for rules, the engine for model verifiers."""
 
-    def submit(self, rollouts: Sequence[Rollout]) -> None: ...
+    def submit(self, rollouts: Sequence[Rollout]) -> None:
+        """Queue rollouts."""
+        ...
 
-    def collect(self, timeout: float) -> Sequence[tuple[Rollout, Judgement]]: ...
+    def collect(self, timeout: float) -> Sequence[tuple[Rollout, Judgement]]:
+        """Judged since the last call; waits at most `timeout` seconds for the first."""
+        ...
 
 
 class Detokenizer(Protocol):
     """Turns token ids into text; the engine needs it only for stop strings and `Completion.text`."""
 
-    def decode(self, tokens: Sequence[int]) -> str: ...
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of some tokens."""
+        ...
 
 
 class Environment(Protocol):
     """Multi-turn interaction: says what to append after a completion, or that the episode is over."""
 
-    def respond(self, rollout: Rollout) -> str | None: ...
+    def respond(self, rollout: Rollout) -> str | None:
+        """The text to append after a rollout; None ends the episode."""
+        ...

@@ -70,8 +70,6 @@ class ModelConfig:
     """Folder of a Hugging Face model (config.json, safetensors, tokenizer)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Operands of matrix products and the KV cache; sums and master weights are float32."""
-    numerics: Literal["exact", "fast"] = "exact"
-    """"exact": generator and trainer log-probs agree bit for bit; "fast": the quickest kernels."""
     threads: Count = 0
     """CPU threads of the engine; 0 takes the cores this process may use."""
 
@@ -158,8 +156,6 @@ class RewardConfig:
     """Processes that run verifiers."""
     timeout_seconds: PositiveAmount = 10.0
     """A verifier running longer, in seconds, is killed; the sample counts as a timeout, never as a wrong answer."""
-    format_weight: Amount = 0.0
-    """Added to the score when the answer has the asked form (think block, then answer); 0 ignores the form."""
 
 
 @dataclass(frozen=True, kw_only=True)

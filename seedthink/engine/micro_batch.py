@@ -1,7 +1,7 @@
 """A `Batch` cut into micro-batches of tensors, which is what forward, loss and backward see.
 
 Every array keeps the convention of `types.Batch`: entry t speaks about predicting `tokens_T[t]`, so the hidden state
-that predicts it stands at t - 1 of the same sequence. Only rows with `mask_T` 1 reach the head: a prompt costs no logits.
+that predicts it stands at t - 1 of the same sequence. Only rows with mask 1 reach the head: a prompt costs no logits.
 """
 
 from __future__ import annotations

@@ -83,7 +83,8 @@ class Trainer:
         norm = float(torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
         if not math.isfinite(norm):
             return self._skip(metrics, "the gradient is not finite")
-        torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.grad_clip, torch.tensor(norm))
+        if self.config.grad_clip:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.grad_clip, torch.tensor(norm))
         rate = self.learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate

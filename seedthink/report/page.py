@@ -140,7 +140,7 @@ def _notes(run: RunData) -> list[str]:
     rows = [row for row in run.stages.get("rl", []) if row["step"]]
     found = [
         f"{note.text}; in {count} of {len(rows)} steps, last in step {note.step}"
-        for note, count in worst(rows, run.exact)
+        for note, count in worst(rows, exact=True)
     ]
     return [*run.summary.get("notes", ()), *found]
 

@@ -46,11 +46,6 @@ class RunData:
         """The algorithm's preset, "" where there is no algorithm."""
         return str(self.settings.get("algorithm", {}).get("preset", ""))
 
-    @property
-    def exact(self) -> bool:
-        """Whether the run promised a log-prob gap of zero bits."""
-        return bool(self.settings.get("model", {}).get("numerics") == "exact")
-
     def rows(self) -> list[Row]:
         """Every step of every stage, in the order of training."""
         return [row for rows in self.stages.values() for row in rows]

@@ -1,4 +1,4 @@
-"""Mathematical answers, exact match, users' functions, mixing: values in, verdicts out, errors never a score."""
+"""Mathematical answers, exact match, users' functions: values in, verdicts out, errors never a score."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from seedthink.rewards.exact import exact
 from seedthink.rewards.inline import InlineJudge
 from seedthink.rewards.mathematics import extract, plain_number
 from seedthink.rewards.mathematics import math as judge_math
-from seedthink.rewards.mixing import RewardMix
 from seedthink.rewards.verifiers import load_verifier, run_verifier
 from seedthink.types import Judgement, Verdict
 
@@ -160,16 +159,6 @@ def test_judging_that_mostly_fails_ends_the_run_with_the_evidence() -> None:
     judge.submit([rollout("x")])
     with pytest.raises(RunError, match=r"64 of the last 64 .* LookupError: no such word"):
         judge.collect()
-
-
-def test_a_reward_is_the_mapped_score_plus_weighted_parts() -> None:
-    judgement = Judgement(Verdict.RIGHT, 0.75, {"answer": 1.0, "format": 1.0})
-    assert RewardMix(signed=False).reward(judgement) == 0.75
-    mix = RewardMix(signed=True, weights={"format": 0.1})
-    assert mix.parts(judgement) == {"score": 0.5, "format": 0.1}
-    assert mix.reward(judgement) == 0.6
-    with pytest.raises(ConfigError, match="weighs the part 'style', but the verifier reports"):
-        RewardMix(weights={"style": 1.0}).reward(judgement)
 
 
 def test_rewards_load_neither_torch_nor_sympy_nor_numpy_for_a_puzzle() -> None:
