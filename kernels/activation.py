@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from seedthink import _C
-from seedthink.kernels.linear import wants_operator
 from seedthink.kernels.registry import define
 
 
@@ -26,7 +25,8 @@ def swiglu(gate_up_T_2I: Tensor) -> Tensor:
 
     gate_up_T_2I float32 [T, 2I] -> float32 [T, I]; differentiable. ValueError on an odd width or another dtype.
     """
-    return _swiglu(gate_up_T_2I) if wants_operator(gate_up_T_2I) else _forward(gate_up_T_2I)
+    y_TI: Tensor = _swiglu(gate_up_T_2I)
+    return y_TI
 
 
 def _forward(gate_up_T_2I: Tensor) -> Tensor:

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seedthink.kernels.build import native
+from seedthink import _C
 from seedthink.kernels.registry import define
 
 PAGE = 16
-_C = native()
 
 
 def reference_attend_packed(q_TNH: Tensor, k_TnH: Tensor, v_TnH: Tensor, cu_seqlens_B1: Tensor, scale: float) -> Tensor:
@@ -94,6 +93,7 @@ def _packed_gradient_shapes(
 def _save_packed(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.scale, ctx.half = inputs
     ctx.save_for_backward(*tensors, *output)
+    ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from seedthink import _C
-from seedthink.kernels.linear import linear_packed, wants_operator
+from seedthink.kernels.linear import linear_packed
 from seedthink.kernels.packing import panels_of
 from seedthink.kernels.registry import define
 
-CHUNK_CELLS = 1 << 22  # logits held at a time: 16 MiB
+CHUNK_CELLS = 1 << 22  # logits held at a time (16 MiB), or more where T allows it: see `_chunks`
 
 
 def reference_linear_logprob(
@@ -51,8 +51,7 @@ def linear_logprob(
         raise ValueError(f"temperature: {temperature} is not above 0")
     if h_TD.dim() != 2 or weight_VD.dim() != 2 or h_TD.shape[1] != weight_VD.shape[1]:
         raise ValueError(f"h: expected rows as wide as weight {list(weight_VD.shape)}, got {list(h_TD.shape)}")
-    call = _linear_logprob if wants_operator(h_TD, weight_VD) else _forward
-    logprob_T, entropy_T = call(h_TD, weight_VD, targets_T, float(temperature), compute)
+    logprob_T, entropy_T = _linear_logprob(h_TD, weight_VD, targets_T, float(temperature), compute)
     return logprob_T, entropy_T
 
 
@@ -67,7 +66,8 @@ def row_logprob(logits_TV: Tensor, targets_T: Tensor, temperature_T: Tensor) -> 
 
 
 def _chunks(h_TD: Tensor, weight_VD: Tensor) -> list[slice]:
-    rows = max(32, CHUNK_CELLS // max(1, weight_VD.shape[0]))
+    """Row blocks whose logits stay in cache or, for a vocabulary too wide for that, below 1/16 of the full [T, V]."""
+    rows = max(32, min(1024, h_TD.shape[0] // 16), CHUNK_CELLS // max(1, weight_VD.shape[0]))
     return [slice(begin, begin + rows) for begin in range(0, h_TD.shape[0], rows)]
 
 
@@ -108,19 +108,23 @@ def _gradients_cpu(
     panels, transposed = panels_of(weight_VD, compute), panels_of(weight_VD, compute, transposed=True)
     temperature_T = torch.full((h_TD.shape[0],), temperature)
     dh_TD, half = torch.empty_like(h_TD), compute == torch.bfloat16
-    dweight_VD = torch.zeros_like(weight_VD)
+    dweight_VD, part_VD = torch.empty_like(weight_VD), None
     for rows in _chunks(h_TD, weight_VD):
         logits = linear_packed(h_TD[rows], panels, weight_VD.shape[0])
         _C.row_logprob_backward(logits, targets_T[rows], temperature_T[rows], dlogprob_T[rows], dentropy_T[rows])
         _C.linear_forward(logits, transposed, dh_TD[rows])
-        part = torch.empty_like(weight_VD)
-        _C.linear_weight_grad(logits, h_TD[rows], half, part)
-        dweight_VD += part
-    return dh_TD, dweight_VD
+        if rows.start == 0:
+            _C.linear_weight_grad(logits, h_TD[rows], half, dweight_VD)
+            continue
+        part_VD = torch.empty_like(weight_VD) if part_VD is None else part_VD
+        _C.linear_weight_grad(logits, h_TD[rows], half, part_VD)
+        dweight_VD += part_VD
+    return dh_TD, dweight_VD if h_TD.shape[0] else dweight_VD.zero_()
 
 
 _linear_logprob = define(
-    "linear_logprob(Tensor h, Tensor weight, Tensor targets, float temperature, ScalarType compute) -> (Tensor, Tensor)",
+    "linear_logprob(Tensor h, Tensor weight, Tensor targets, float temperature, ScalarType compute) "
+    "-> (Tensor, Tensor)",
     cpu=_forward,
     fake=lambda h, weight, targets, temperature, compute: (h.new_empty(h.shape[0]), h.new_empty(h.shape[0])),
     backward=_backward,

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from seedthink import _C
-from seedthink.kernels.linear import wants_operator
 from seedthink.kernels.registry import define
 
 
@@ -26,7 +25,8 @@ def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     x_TD float32 [T, D], weight_D float32 [D] -> float32 [T, D]; differentiable in both. ValueError names the
     argument whose shape or dtype does not fit.
     """
-    return (_rms_norm if wants_operator(x_TD, weight_D) else _forward)(x_TD, weight_D, eps)[0]
+    y_TD: Tensor = _rms_norm(x_TD, weight_D, eps)[0]
+    return y_TD
 
 
 def _forward(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from seedthink import _C
-from seedthink.kernels.linear import wants_operator
 from seedthink.kernels.registry import define
 
 
@@ -41,9 +40,8 @@ def rope(x_TNH: Tensor, table: Tensor, positions_T: Tensor) -> Tensor:
     x_TNH float32 [T, N, H], table from `rope_table`, positions_T int32 [T] -> float32 [T, N, H]; differentiable in x.
     ValueError when a position is outside the table or a shape or dtype is wrong.
     """
-    if wants_operator(x_TNH):
-        return _rope(x_TNH, table, positions_T, False)
-    return _turn(x_TNH, table, positions_T, False)
+    y_TNH: Tensor = _rope(x_TNH, table, positions_T, False)
+    return y_TNH
 
 
 def _turn(x_TNH: Tensor, table: Tensor, positions_T: Tensor, back: bool) -> Tensor:

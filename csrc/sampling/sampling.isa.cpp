@@ -1,5 +1,6 @@
 #include "sampling/sampling.h"
 
+#include <algorithm>
 #include <atomic>
 #include <vector>
 
@@ -24,22 +25,27 @@ double philox_uniform(uint64_t seed, uint64_t position) {
   return static_cast<double>(((static_cast<uint64_t>(c[0]) << 32) | c[1]) >> 11) * 0x1p-53;
 }
 
-// Zeroes the weights that top-k and top-p leave out. Order: descending weight, ties to the smaller id.
+// Zeroes the weights that top-k and top-p leave out. Order: descending weight, ties to the smaller id. Only as long a
+// prefix is sorted as the nucleus turns out to need.
 void cut(std::vector<float>& weight, int64_t top_k, float top_p) {
   const int64_t V = static_cast<int64_t>(weight.size());
   std::vector<int32_t> order(V);
   for (int64_t i = 0; i < V; ++i) order[i] = static_cast<int32_t>(i);
-  int64_t kept = top_k > 0 && top_k < V ? top_k : V;
+  const auto first = order.begin();
   const auto before = [&](int32_t a, int32_t b) { return weight[a] > weight[b] || (weight[a] == weight[b] && a < b); };
-  if (top_p < 1.f)
-    std::sort(order.begin(), order.end(), before);
-  else
-    std::nth_element(order.begin(), order.begin() + (kept < V ? kept : V - 1), order.end(), before);
+  int64_t kept = top_k > 0 && top_k < V ? top_k : V;
+  if (kept < V) std::nth_element(first, first + kept, order.end(), before);
   if (top_p < 1.f) {
     double total = 0., mass = 0.;
     for (int64_t i = 0; i < kept; ++i) total += weight[order[i]];
+    const double goal = static_cast<double>(top_p) * total;
     int64_t inside = 0;
-    while (inside < kept && mass < static_cast<double>(top_p) * total) mass += weight[order[inside++]];
+    for (int64_t sorted = 0, head = std::min<int64_t>(kept, 256); mass < goal && sorted < kept;
+         sorted = head, head = std::min(kept, head * 8)) {
+      if (head < kept) std::nth_element(first + sorted, first + head, first + kept, before);
+      std::sort(first + sorted, first + head, before);
+      while (inside < head && mass < goal) mass += weight[order[inside++]];
+    }
     kept = std::max<int64_t>(1, inside);
   }
   for (int64_t i = kept; i < V; ++i) weight[order[i]] = 0.f;

@@ -1,15 +1,20 @@
-// Sixteen sequences side by side, one per lane, walked from their ends: 16 tokens of each are read, transposed, scanned
-// and transposed back. Lanes never mix, so a sequence's bits depend on that sequence alone.
+// One sequence at a time, from its end, sixteen tokens to a vector. Inside a vector the recurrence A_i = d_i + g A_{i+1}
+// is four shifted multiply-adds with g, g^2, g^4, g^8; the state enters with the ramp g^16 .. g^1. A sequence's bits
+// depend on that sequence alone: on its length, never on the batch or on threads.
 #include "scan/gae.h"
 
 #include <algorithm>
+#include <vector>
 
-#include "attention/tile.h"
 #include "common/pool.h"
 #include "common/simd.h"
 
 namespace seedthink::ST_ISA {
 namespace {
+
+constexpr int64_t kTile = 256;     // tokens of which the counted ones are gathered together under a mask
+constexpr int64_t kLong = 32768;   // a longer sequence is cut into chunks that threads share
+constexpr int64_t kChunk = 16384;
 
 struct Arrays {
   const float *reward, *value, *lambda_policy, *lambda_critic, *bootstrap;
@@ -19,78 +24,160 @@ struct Arrays {
   float gamma;
 };
 
-// Tokens [end - 16, end) of a sequence that begins at `begin`, in reverse: lane i holds token end - 1 - i, or `fill`.
-vf read_back(const float* x, int64_t begin, int64_t end, float fill) {
-  constexpr vi reverse = {15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0};
-  if (end - begin >= kLanes) return __builtin_shuffle(load(x + end - kLanes), reverse);
-  alignas(64) float lane[kLanes];
-  for (int i = 0; i < kLanes; ++i) lane[i] = i < end - begin ? x[end - 1 - i] : fill;
-  return load(lane);
-}
+// What a token sees of the tokens behind it: both advantages and the value of the next token.
+struct State {
+  float policy, critic, next;
+};
 
-void write_back(float* x, int64_t begin, int64_t end, vf v) {
-  constexpr vi reverse = {15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0};
-  if (end - begin >= kLanes) {
-    store(x + end - kLanes, __builtin_shuffle(v, reverse));
-    return;
-  }
-  alignas(64) float lane[kLanes];
-  store(lane, v);
-  for (int i = 0; i < end - begin; ++i) x[end - 1 - i] = lane[i];
-}
-
-vf read_mask(const uint8_t* mask, int64_t begin, int64_t end) {
-  alignas(64) float lane[kLanes];
-  for (int i = 0; i < kLanes; ++i) lane[i] = i < end - begin && mask[end - 1 - i] ? 1.f : 0.f;
-  return load(lane);
-}
-
-// Sequences [first, first + lanes) of the batch.
-void scan_group(const Arrays& a, int64_t first, int64_t lanes) {
-  alignas(64) float start[3][kLanes] = {};
-  int64_t longest = 0;
-  for (int64_t b = 0; b < lanes; ++b) {
-    start[0][b] = a.bootstrap != nullptr ? a.bootstrap[first + b] : 0.f;
-    start[1][b] = a.gamma * a.lambda_policy[first + b];
-    start[2][b] = a.gamma * a.lambda_critic[first + b];
-    longest = std::max<int64_t>(longest, a.bounds[first + b + 1] - a.bounds[first + b]);
-  }
-  const vf gamma = splat(a.gamma), decay_policy = load(start[1]), decay_critic = load(start[2]);
-  vf next = load(start[0]), policy = splat(0.f), critic = splat(0.f);
-  for (int64_t done = 0; done < longest; done += kLanes) {
-    vf reward[kLanes], value[kLanes], live[kLanes];
-    for (int64_t b = 0; b < kLanes; ++b) {
-      const int64_t begin = b < lanes ? a.bounds[first + b] : 0;
-      const int64_t end = b < lanes ? std::max<int64_t>(begin, a.bounds[first + b + 1] - done) : 0;
-      reward[b] = read_back(a.reward, begin, end, 0.f);
-      value[b] = read_back(a.value, begin, end, 0.f);
-      if (a.mask != nullptr) live[b] = read_mask(a.mask, begin, end);
-    }
-    attention::transpose(reward);
-    attention::transpose(value);
-    if (a.mask != nullptr) attention::transpose(live);
-    for (int i = 0; i < kLanes; ++i) {
-      const vf v = value[i], delta = fma(gamma, next, reward[i]) - v;
-      const vf new_policy = fma(decay_policy, policy, delta), new_critic = fma(decay_critic, critic, delta);
-      if (a.mask == nullptr) {
-        policy = new_policy, critic = new_critic, next = v;
-      } else {
-        const vi counts = live[i] != splat(0.f);
-        policy = counts ? new_policy : policy;
-        critic = counts ? new_critic : critic;
-        next = counts ? v : next;
-      }
-      reward[i] = policy;
-      value[i] = v + critic;
-    }
-    attention::transpose(reward);
-    attention::transpose(value);
-    for (int64_t b = 0; b < lanes; ++b) {
-      const int64_t begin = a.bounds[first + b], end = std::max<int64_t>(begin, a.bounds[first + b + 1] - done);
-      write_back(a.advantage, begin, end, reward[b]);
-      write_back(a.returns, begin, end, value[b]);
+struct Decay {
+  float gamma, factor;  // factor = gamma * lambda
+  vf power[4], ramp;    // factor^1, ^2, ^4, ^8 in all lanes; factor^(16 - lane)
+  Decay(float gamma, float lambda) : gamma(gamma), factor(gamma * lambda), ramp(splat(1.f)) {
+    constexpr vi exponent = {16, 15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1};
+    float p = factor;
+    for (int bit = 0; bit < 5; ++bit, p *= p) {
+      if (bit < 4) power[bit] = splat(p);
+      ramp = (exponent & (1 << bit)) != 0 ? ramp * splat(p) : ramp;
     }
   }
+};
+
+constexpr vi kShift[4] = {{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16},
+                          {2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17},
+                          {4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19},
+                          {8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23}};
+
+inline vf scan(vf delta, const Decay& decay, float carry) {
+#pragma GCC unroll 4
+  for (int s = 0; s < 4; ++s) delta = fma(decay.power[s], __builtin_shuffle(delta, splat(0.f), kShift[s]), delta);
+  return fma(decay.ramp, splat(carry), delta);
+}
+
+enum class Out { none, critic, returns };  // what goes to `second`: nothing is written, A, or V + A
+
+// n tokens that all count, in memory order.
+template <Out OUT>
+void scan_dense(const float* reward, const float* value, int64_t n, const Decay& policy, const Decay& critic, State& state,
+                float* first, float* second) {
+  int64_t at = n - kLanes;
+  vf next = splat(state.next);
+  for (; at >= 0; at -= kLanes) {
+    const vf v = load(value + at);
+    const vf delta = fma(splat(policy.gamma), __builtin_shuffle(v, next, kShift[0]), load(reward + at)) - v;
+    const vf p = scan(delta, policy, state.policy), c = scan(delta, critic, state.critic);
+    if constexpr (OUT != Out::none) {
+      store(first + at, p);
+      store(second + at, OUT == Out::returns ? v + c : c);
+    }
+    state.policy = p[0];
+    state.critic = c[0];
+    next = v;
+  }
+  state.next = next[0];
+  for (at += kLanes - 1; at >= 0; --at) {
+    const float delta = fma(policy.gamma, state.next, reward[at]) - value[at];
+    state.policy = fma(policy.factor, state.policy, delta);
+    state.critic = fma(critic.factor, state.critic, delta);
+    state.next = value[at];
+    if constexpr (OUT != Out::none) {
+      first[at] = state.policy;
+      second[at] = OUT == Out::returns ? value[at] + state.critic : state.critic;
+    }
+  }
+}
+
+// A tile with a mask: the counted tokens move together, are scanned, and move back; the others take the state of the next
+// counted one.
+template <Out OUT>
+void scan_gathered(const Arrays& a, int64_t begin, int64_t end, const Decay& policy, const Decay& critic, State& state) {
+  float reward[kTile], value[kTile], first[kTile + 1], second[kTile + 1];
+  int64_t at = kTile;
+  for (int64_t t = end - 1; t >= begin; --t) {
+    const int64_t to = at > 0 ? at - 1 : 0;
+    reward[to] = a.reward[t];
+    value[to] = a.value[t];
+    at -= a.mask[t] != 0;
+  }
+  first[kTile] = state.policy;
+  second[kTile] = state.critic;
+  scan_dense<OUT == Out::none ? Out::none : Out::critic>(reward + at, value + at, kTile - at, policy, critic, state,
+                                                         first + at, second + at);
+  if constexpr (OUT != Out::none)
+    for (int64_t t = begin; t < end; ++t) {
+      a.advantage[t] = first[at];
+      a.returns[t] = a.value[t] + second[at];
+      at += a.mask[t] != 0;
+    }
+}
+
+template <Out OUT>
+void scan_masked(const Arrays& a, int64_t begin, int64_t end, const Decay& policy, const Decay& critic, State& state) {
+  for (int64_t stop = end; stop > begin; stop -= kTile) {
+    const int64_t start = std::max(begin, stop - kTile);
+    const bool all = std::memchr(a.mask + start, 0, stop - start) == nullptr;
+    if (all)
+      scan_dense<OUT>(a.reward + start, a.value + start, stop - start, policy, critic, state, a.advantage + start,
+                      a.returns + start);
+    else
+      scan_gathered<OUT>(a, start, stop, policy, critic, state);
+  }
+}
+
+template <Out OUT>
+void scan_range(const Arrays& a, int64_t begin, int64_t end, const Decay& policy, const Decay& critic, State& state) {
+  if (a.mask != nullptr)
+    scan_masked<OUT>(a, begin, end, policy, critic, state);
+  else
+    scan_dense<OUT>(a.reward + begin, a.value + begin, end - begin, policy, critic, state, a.advantage + begin,
+                    a.returns + begin);
+}
+
+State end_state(const Arrays& a, int64_t b) { return {0.f, 0.f, a.bootstrap != nullptr ? a.bootstrap[b] : 0.f}; }
+
+// Chunks are scanned twice: with nothing behind them, to learn what each adds, then with the state that the chunks behind
+// it leave. The cut depends on the length alone.
+void scan_long(const Arrays& a, int64_t b) {
+  struct Chunk {
+    int64_t begin, end, counted;
+    State state;  // behind the chunk
+    float policy, critic;
+  };
+  const Decay policy(a.gamma, a.lambda_policy[b]), critic(a.gamma, a.lambda_critic[b]);
+  std::vector<Chunk> chunks;
+  State state = end_state(a, b);
+  for (int64_t end = a.bounds[b + 1]; end > a.bounds[b]; end -= kChunk) {
+    const int64_t begin = std::max<int64_t>(a.bounds[b], end - kChunk);
+    chunks.push_back({begin, end, end - begin, {0.f, 0.f, state.next}, 0.f, 0.f});
+    if (a.mask == nullptr) {
+      state.next = a.value[begin];
+    } else {
+      chunks.back().counted = std::count_if(a.mask + begin, a.mask + end, [](uint8_t counts) { return counts != 0; });
+      for (int64_t t = begin; t < end; ++t)
+        if (a.mask[t]) {
+          state.next = a.value[t];
+          break;
+        }
+    }
+  }
+  parallel(static_cast<int64_t>(chunks.size()), 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      State alone = chunks[i].state;
+      scan_range<Out::none>(a, chunks[i].begin, chunks[i].end, policy, critic, alone);
+      chunks[i].policy = alone.policy;
+      chunks[i].critic = alone.critic;
+    }
+  });
+  for (Chunk& chunk : chunks) {
+    chunk.state.policy = state.policy;
+    chunk.state.critic = state.critic;
+    const double counted = static_cast<double>(chunk.counted);
+    state.policy = fma(static_cast<float>(std::pow(double{policy.factor}, counted)), state.policy, chunk.policy);
+    state.critic = fma(static_cast<float>(std::pow(double{critic.factor}, counted)), state.critic, chunk.critic);
+  }
+  parallel(static_cast<int64_t>(chunks.size()), 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i)
+      scan_range<Out::returns>(a, chunks[i].begin, chunks[i].end, policy, critic, chunks[i].state);
+  });
 }
 
 }  // namespace
@@ -117,11 +204,17 @@ void gae_scan(const View& reward_T, const View& value_T, const View& cu_seqlens_
   const Arrays a{reward_T.as<float>(), value_T.as<float>(), lambda_policy_B.as<float>(), lambda_critic_B.as<float>(),
                  bootstrap_B.as<float>(), mask_T.as<uint8_t>(), bounds, advantage_T.as<float>(), return_T.as<float>(),
                  static_cast<float>(gamma)};
-  // Groups no larger than what keeps all threads busy.
-  const int64_t lanes = std::max<int64_t>(1, std::min<int64_t>(kLanes, (B + threads() - 1) / threads()));
-  parallel((B + lanes - 1) / lanes, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t group = begin; group < end; ++group) scan_group(a, group * lanes, std::min(lanes, B - group * lanes));
+  const auto is_long = [&](int64_t b) { return bounds[b + 1] - bounds[b] > kLong; };
+  parallel(B, 1 + 8192 * B / (T + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      if (is_long(b)) continue;
+      const Decay policy(a.gamma, a.lambda_policy[b]), critic(a.gamma, a.lambda_critic[b]);
+      State state = end_state(a, b);
+      scan_range<Out::returns>(a, bounds[b], bounds[b + 1], policy, critic, state);
+    }
   });
+  for (int64_t b = 0; b < B; ++b)
+    if (is_long(b)) scan_long(a, b);
 }
 
 }  // namespace seedthink::ST_ISA
