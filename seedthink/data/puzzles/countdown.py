@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from random import Random
 from typing import ClassVar, NamedTuple
 
@@ -76,7 +77,7 @@ class Countdown:
         """Three numbers in random order and a target drawn among those a search finds; their plain sum is too easy."""
         for _ in range(MAX_DRAWS):
             numbers = [rng.randint(1, self.max_number) for _ in range(3)]
-            if targets := self._targets(numbers):
+            if targets := _targets(tuple(sorted(numbers)), self.min_target, self.max_target):
                 break
         else:
             raise DataError(f"no problem fits the knobs of {self}; widen the range of targets or raise max_number")
@@ -98,19 +99,6 @@ class Countdown:
         if rng.random() < SYSTEMATIC_SHARE:
             return self._write(problem, rng, noise, SYSTEMATIC)
         return self._write(problem, rng, noise, [rng.randrange(3) for _ in range(REPEATS)])
-
-    def _targets(self, numbers: Sequence[int]) -> list[int]:
-        """Every target in range that the systematic search reaches, but the sum of all three."""
-        candidates = set()
-        for aside, left, right in _splits(numbers, SYSTEMATIC):
-            for inside in OPERATIONS:
-                inner = apply(inside, left, right)
-                for target in (inner * aside, abs(inner - aside)):
-                    # Multiplying comes after a sum too small, the difference after one too large.
-                    outer = "*" if inner + aside < target else "-"
-                    if inner + aside != target and apply(outer, inner, aside) == target:
-                        candidates.add(target)
-        return sorted(t for t in candidates - {sum(numbers)} if self.min_target <= t <= self.max_target)
 
     def _write(self, problem: Problem, rng: Random, noise: float, order: Iterable[int]) -> str:
         target = problem.reference["target"]
@@ -136,6 +124,21 @@ class Countdown:
 
     def _word(self, value: int) -> str:
         return str(value) if value <= self.max_target else "big"
+
+
+@lru_cache(maxsize=4096)
+def _targets(numbers: tuple[int, ...], lowest: int, highest: int) -> tuple[int, ...]:
+    """Every target in the range that the systematic search reaches, but the sum of all three."""
+    found = set()
+    for aside, left, right in _splits(numbers, SYSTEMATIC):
+        for inside in OPERATIONS:
+            inner = apply(inside, left, right)
+            for outer in ("*", "-"):
+                target = apply(outer, inner, aside)
+                # The search multiplies after a sum too small and takes the difference after one too large.
+                if (inner + aside < target) == (outer == "*") and inner + aside != target:
+                    found.add(target)
+    return tuple(sorted(target for target in found - {sum(numbers)} if lowest <= target <= highest))
 
 
 def _splits(numbers: Sequence[int], order: Iterable[int]) -> Iterator[tuple[int, int, int]]:

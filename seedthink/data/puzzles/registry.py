@@ -26,7 +26,7 @@ FAMILIES: Mapping[str, tuple[type, tuple[Mapping[str, int], ...]]] = {
     Countdown.name: (
         Countdown,
         (
-            {"max_number": 7, "min_target": 10, "max_target": 30},
+            {"max_number": 9, "min_target": 10, "max_target": 30},
             {"max_number": 9, "min_target": 10, "max_target": 50},
             {"max_number": 9, "min_target": 24, "max_target": 99},
         ),
