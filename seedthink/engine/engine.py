@@ -21,9 +21,8 @@ from seedthink.config.sections import GenerationConfig, OptimizerConfig
 from seedthink.engine.generator import TokenGenerator
 from seedthink.engine.micro_batch import scoring_batch
 from seedthink.engine.model_io import load_model, load_value_model
+from seedthink.engine.paged_context import pages_within
 from seedthink.engine.trainer import Loss, Trainer, forward_only, policy_forward, value_forward
-from seedthink.kernels.attention import PAGE
-from seedthink.models.config import ModelConfig
 from seedthink.models.qwen3 import Transformer
 from seedthink.models.value import ValueModel
 from seedthink.types import Batch, Completion, Detokenizer, Request, Scored, Update, Valued
@@ -83,7 +82,7 @@ class Engine:
         self.version = 0
         self.generator = TokenGenerator(
             policy,
-            pages=kv_pages(policy.config, settings.rollout.kv_memory_mib, compute),
+            pages=pages_within(policy.config, compute, settings.rollout.kv_memory_mib, settings.rollout.max_sequences),
             max_batch_tokens=settings.rollout.max_batch_tokens,
             max_sequences=settings.rollout.max_sequences,
             detokenizer=detokenizer,
@@ -170,9 +169,3 @@ class Engine:
         experts = sum(p.numel() for name, p in module.named_parameters() if p.ndim == 3)
         idle = experts * (config.num_experts - config.experts_per_token) // max(1, config.num_experts)
         return {"parameters": total, "active_parameters": total - idle}
-
-
-def kv_pages(config: ModelConfig, mib: int, compute: torch.dtype) -> int:
-    """Pages of the KV cache that fit into `mib` MiB, over all layers; at least one."""
-    page = 2 * config.num_layers * config.num_kv_heads * config.head_dim * PAGE * compute.itemsize
-    return max(1, mib * 2**20 // page)
