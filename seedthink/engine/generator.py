@@ -170,7 +170,7 @@ class TokenGenerator:
         """Rows (slots) whose next token is unknown after this step, and where in the step their last token stands."""
         table = self._scheduler.table
         wants_B = table.computed_S[plan.slots_B] + plan.count_B == table.length_S[plan.slots_B]
-        return plan.slots_B[wants_B], np.cumsum(plan.count_B)[wants_B] - 1
+        return plan.slots_B[wants_B], plan.count_B.cumsum()[wants_B] - 1
 
     def _sample(self, hidden_TD: torch.Tensor, slots_R: Int64, rows_R: Int64) -> Int64:
         """Draw the next token of each row and append it to the table."""

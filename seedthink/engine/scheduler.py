@@ -119,6 +119,8 @@ class Scheduler:
     def _grants(self) -> Int64:
         """Tokens for each running row: one for each decoding row, then prefill in order until the budget is spent."""
         need_B = self.table.length_S[self._slots_B] - self.table.computed_S[self._slots_B]
+        if need_B.sum() <= self.max_batch_tokens:
+            return need_B
         grant_B = np.zeros_like(need_B)
         budget = self.max_batch_tokens
         decodes_B = need_B == 1
