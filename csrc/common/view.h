@@ -39,6 +39,7 @@ struct View {
   }
 
   bool contiguous() const {
+    if (numel() == 0) return true;
     int64_t expected = 1;
     for (int i = dims - 1; i >= 0; --i) {
       if (size[i] != 1 && stride[i] != expected) return false;

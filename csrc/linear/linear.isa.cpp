@@ -61,6 +61,7 @@ template <typename Kind>
 void forward(const View& x_TK, const View& panels, const View& y_TN) {
   using Cell = typename Kind::Cell;
   const int64_t T = x_TK.size[0], K = x_TK.size[1], N = y_TN.size[1];
+  if (T == 0 || N == 0) return;
   const int64_t steps = steps_of<Kind>(K), P = panel_count(N), wanted = 4 * threads();
   int64_t blocks = ceil_div(T, kTileRows), group = P;
   while (group > 1 && blocks * ceil_div(P, group) < wanted) group = (group + 1) / 2;
