@@ -71,6 +71,7 @@ def test_a_countdown_does_not_count_time_in_which_the_process_was_stopped(monkey
 
 def test_the_first_signal_asks_and_the_second_interrupts() -> None:
     said: list[str] = []
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with SIGINT ignored
     with pytest.raises(KeyboardInterrupt), StopSignal(said.append) as stop:
         assert not stop.requested
         os.kill(os.getpid(), signal.SIGINT)
