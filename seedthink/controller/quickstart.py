@@ -37,7 +37,8 @@ def run_quickstart(
     verbose: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[Path]:
-    """Runs the whole pipeline into `folder`/quickstart; returns the run folders, the VAPO run first."""
+    """Runs the whole pipeline into `folder`/quickstart; returns the run folders, the VAPO run first
+    (the cold start's alone where it was interrupted)."""
     run = folder / "quickstart"
     start = run / "start"
     if not (start / "config.json").exists():
@@ -50,6 +51,8 @@ def run_quickstart(
     }
     say("1/2  cold start: supervised fine-tuning on imperfect chains of thought")
     cold = run_sft(recipe("sft", SftConfig, {**common, "model.path": str(start)}), verbose)
+    if not (cold / "export").exists():  # Ctrl-C: the same command goes on
+        return [cold]
     exported = {"model.path": str(cold / "export")}
     say("2/2  reinforcement learning: value pretraining, then VAPO")
     trained = run_rl(recipe("rl", RlConfig, {**common, **exported}), verbose)
