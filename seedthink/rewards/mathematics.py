@@ -27,12 +27,14 @@ _ANSWER_IS = re.compile(r"(?:####|answer\s*(?:is|:|=))[ \t]*([^\n]*)", re.IGNORE
 _NOISE = (r"\left", r"\right", r"\!", r"\,", r"\;", r"\ ", r"\$", "$", r"\(", r"\)", r"\[", r"\]", " ")
 
 
-def check_installed() -> None:
-    """Raise `ConfigError` with the command to run where math-verify is missing."""
+def prepare() -> None:
+    """Import math-verify and let it build its grammar: a second that no answer's time limit should pay for.
+
+    Raises `ConfigError` with the command to run where it is missing.
+    """
     if importlib.util.find_spec("math_verify") is None:
-        raise ConfigError(
-            'the verifier "math" needs math-verify, which is not installed: pip install "seedthink[math]"'
-        )
+        raise ConfigError('the verifier "math" needs math-verify, not installed here: pip install "seedthink[math]"')
+    _same_by_algebra("x + 1", "1 + x")
 
 
 def math(prompt: Mapping[str, Any], text: str) -> Judgement:

@@ -54,7 +54,7 @@ def load_verifier(name: str) -> Verifier:
     if not callable(function):
         raise ConfigError(f"the reward '{name}' names no function: {module.__file__} has no callable '{function_name}'")
     if name == "math":
-        module.check_installed()
+        module.prepare()
     return function if name in BUILT_IN else wrap(function, name)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -19,10 +21,10 @@ OBEYS = {"*": "reward_functions:obeys"}
 
 
 def judge_all(pool: JudgePool, rollouts: list[Rollout]) -> dict[int, Judgement]:
-    """Judgements by the rollout's index; fails when they take more than a minute."""
+    """Judgements by the rollout's index; fails when they take over two minutes."""
     pool.submit(rollouts)
     found: dict[int, Judgement] = {}
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while len(found) < len(rollouts) and time.monotonic() < until:
         for judged, judgement in pool.collect(5.0):
             assert judged.index not in found
@@ -51,7 +53,7 @@ def test_a_pool_gives_the_judgements_of_the_inline_judge() -> None:
     answers = ["a </think> (3+4)*2", "a </think> 3+4+2", "(3+4)*2", "a </think> \u0663"]
     rollouts = [
         rollout(answers[i % 4], "countdown", i, numbers=[3, 4, 2], target=14, think="open") for i in range(300)
-    ] + [rollout("2", "math", 300 + i, answer="\\sqrt{4}") for i in range(3)]
+    ] + [rollout("2", "math", 300, answer="\\sqrt{4}")]
     inline = InlineJudge()
     inline.submit(rollouts)
     expected = {judged.index: judgement for judged, judgement in inline.collect()}
@@ -66,7 +68,7 @@ def test_a_pool_gives_the_judgements_of_the_inline_judge() -> None:
             expected[index].parts,
             expected[index].evidence,
         )
-    assert Counter(j.verdict for j in found.values()) == {Verdict.RIGHT: 78, Verdict.WRONG: 225}
+    assert Counter(j.verdict for j in found.values()) == {Verdict.RIGHT: 76, Verdict.WRONG: 225}
 
 
 def test_a_verifier_that_never_ends_is_a_timeout_and_the_pool_goes_on() -> None:
@@ -106,6 +108,23 @@ def test_close_leaves_no_process_even_in_the_middle_of_work() -> None:
     ids = pool.process_ids
     pool.close()
     pool.close()
+    assert len(ids) == 2
+    assert all(gone(pid) for pid in ids)
+
+
+def test_workers_end_soon_after_a_parent_that_was_killed_even_inside_an_item() -> None:
+    code = (
+        "import os, sys, time\n"
+        f"sys.path[:0] = {sys.path!r}\n"
+        "from samples import rollout\nfrom seedthink.rewards.pool import JudgePool\n"
+        "pool = JudgePool({'*': 'reward_functions:obeys'}, workers=2, seconds_per_item=0.5)\n"
+        "pool.submit([rollout('fine', index=0)])\nassert pool.collect(30)\n"
+        "pool.submit([rollout('hang', index=1)])\n"
+        "print(*pool.process_ids, flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=60)
+    ids = [int(word) for word in ended.stdout.split()]
     assert len(ids) == 2
     assert all(gone(pid) for pid in ids)
 
