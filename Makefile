@@ -23,9 +23,9 @@ $(VENV)/.installed: $(VENV)/.python $(SOURCES)
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(INSTALL) -e .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.installed
+$(VENV)/.dev: $(VENV)/.python $(SOURCES)
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(INSTALL) -e ".[dev]"
-	@touch $@
+	@touch $(VENV)/.installed $@
 
 install: $(VENV)/.installed
 

@@ -24,6 +24,8 @@ class CMakeBuild(build_ext):
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         build.mkdir(parents=True, exist_ok=True)
+        # pip's build environments come and go, and the cache remembers the ninja of the last one.
+        (build / "CMakeCache.txt").unlink(missing_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         import pybind11
 
