@@ -14,6 +14,9 @@
 #include "rope/rope.h"
 #include "sampling/sampling.h"
 #include "scan/gae.h"
+#if ST_CUDA
+#include "scan/gae_cuda.h"
+#endif
 
 namespace py = pybind11;
 using seedthink::Dtype;
@@ -135,6 +138,10 @@ PYBIND11_MODULE(_C, m) {
 
   // scan
   ST_DEF(gae_scan);
+#if ST_CUDA
+  m.def("gae_cuda_workspace", &seedthink::gae_cuda_workspace);
+  m.def("gae_scan_cuda", &seedthink::gae_scan_cuda, release());
+#endif
 
   // norm
   ST_DEF(rms_norm_forward);
