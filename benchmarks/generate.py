@@ -111,25 +111,27 @@ def processor_seconds() -> tuple[float, float]:
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK"), own.user + own.system
 
 
-def quiet_seconds(run: Callable[[], None], patience: int) -> tuple[float, float]:
-    """Wall time of one call, and the share of a core that other processes took meanwhile.
+def used_elsewhere(run: Callable[[], Any]) -> tuple[float, float]:
+    """(wall seconds of one call, mean number of cores that other processes used meanwhile)."""
+    all_before, own_before = processor_seconds()
+    wall = seconds(run)
+    all_after, own_after = processor_seconds()
+    return wall, max(0.0, (all_after - all_before) - (own_after - own_before)) / wall
 
-    A call that others disturbed by more than a tenth of a core is made again, at most `patience` times: on a shared
-    machine a number taken in a crowd says nothing.
+
+def quiet_seconds(run: Callable[[], None], patience: float) -> tuple[float, float]:
+    """`used_elsewhere` of a run that others disturb by less than a tenth of a core, if `patience` seconds bring one.
+
+    On a shared machine a number taken in a crowd says nothing: wait for a quiet second, run, and accept the run if the
+    quiet lasted. The least disturbed run is kept otherwise.
     """
-    kept = (float("inf"), float("inf"))
-    for attempt in range(1 + patience):
-        all_before, own_before = processor_seconds()
-        wall = seconds(run)
-        all_after, own_after = processor_seconds()
-        elsewhere = max(0.0, (all_after - all_before) - (own_after - own_before)) / wall
-        if elsewhere < kept[1]:
-            kept = (wall, elsewhere)
-        if elsewhere <= 0.1:
-            break
-        if attempt < patience:
-            time.sleep(5.0)
-    return kept
+    deadline, kept = time.monotonic() + patience, (float("inf"), float("inf"))
+    while True:
+        while time.monotonic() < deadline and used_elsewhere(lambda: time.sleep(1.0))[1] > 0.1:
+            time.sleep(2.0)
+        kept = min(kept, used_elsewhere(run), key=lambda found: found[1])
+        if kept[1] <= 0.1 or time.monotonic() >= deadline:
+            return kept
 
 
 @contextmanager
@@ -232,7 +234,7 @@ def main() -> None:
     """Measure, print a table, write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--patience", type=int, default=0, help="times to repeat a run that other processes disturbed")
+    parser.add_argument("--patience", type=float, default=0.0, help="seconds to wait for a quiet machine, per run")
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
     parser.add_argument("--lengths", nargs="+", choices=["uniform", "lognormal"], default=["uniform", "lognormal"])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "generate.json")
