@@ -13,8 +13,8 @@ namespace seedthink::ST_ISA {
 namespace {
 
 constexpr int64_t kTile = 256;     // tokens of which the counted ones are gathered together under a mask
-constexpr int64_t kLong = 32768;   // a longer sequence is cut into chunks that threads share
-constexpr int64_t kChunk = 16384;
+constexpr int64_t kLong = 65536;   // a longer sequence is cut into chunks that threads share
+constexpr int64_t kChunk = 32768;
 
 struct Arrays {
   const float *reward, *value, *lambda_policy, *lambda_critic, *bootstrap;
@@ -134,49 +134,57 @@ void scan_range(const Arrays& a, int64_t begin, int64_t end, const Decay& policy
 
 State end_state(const Arrays& a, int64_t b) { return {0.f, 0.f, a.bootstrap != nullptr ? a.bootstrap[b] : 0.f}; }
 
-// Chunks are scanned twice: with nothing behind them, to learn what each adds, then with the state that the chunks behind
-// it leave. The cut depends on the length alone.
-void scan_long(const Arrays& a, int64_t b) {
-  struct Chunk {
-    int64_t begin, end, counted;
-    State state;  // behind the chunk
-    float policy, critic;
-  };
-  const Decay policy(a.gamma, a.lambda_policy[b]), critic(a.gamma, a.lambda_critic[b]);
-  std::vector<Chunk> chunks;
-  State state = end_state(a, b);
+// A piece of a long sequence. The cut depends on the sequence's length alone.
+struct Chunk {
+  int64_t sequence, begin, end, counted;
+  State state;           // behind the chunk
+  float policy, critic;  // what its first token has when nothing is behind the chunk
+};
+
+// Chunks from the sequence's end, with the next value behind each.
+void cut(const Arrays& a, int64_t b, std::vector<Chunk>& chunks) {
+  float next = end_state(a, b).next;
   for (int64_t end = a.bounds[b + 1]; end > a.bounds[b]; end -= kChunk) {
     const int64_t begin = std::max<int64_t>(a.bounds[b], end - kChunk);
-    chunks.push_back({begin, end, end - begin, {0.f, 0.f, state.next}, 0.f, 0.f});
+    chunks.push_back({b, begin, end, end - begin, {0.f, 0.f, next}, 0.f, 0.f});
     if (a.mask == nullptr) {
-      state.next = a.value[begin];
-    } else {
-      chunks.back().counted = std::count_if(a.mask + begin, a.mask + end, [](uint8_t counts) { return counts != 0; });
-      for (int64_t t = begin; t < end; ++t)
-        if (a.mask[t]) {
-          state.next = a.value[t];
-          break;
-        }
+      next = a.value[begin];
+      continue;
     }
+    const uint8_t *from = a.mask + begin, *to = a.mask + end;
+    const auto counts = [](uint8_t x) { return x != 0; };
+    chunks.back().counted = std::count_if(from, to, counts);
+    if (chunks.back().counted) next = a.value[std::find_if(from, to, counts) - a.mask];
   }
-  parallel(static_cast<int64_t>(chunks.size()), 1, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      State alone = chunks[i].state;
-      scan_range<Out::none>(a, chunks[i].begin, chunks[i].end, policy, critic, alone);
-      chunks[i].policy = alone.policy;
-      chunks[i].critic = alone.critic;
-    }
+}
+
+// Every chunk is scanned twice: with nothing behind it, to learn what it adds, then with the state that the chunks behind
+// it leave.
+void scan_chunks(const Arrays& a, std::vector<Chunk>& chunks) {
+  const auto all = [&](const auto& body) {
+    parallel(static_cast<int64_t>(chunks.size()), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        body(chunks[i], Decay(a.gamma, a.lambda_policy[chunks[i].sequence]),
+             Decay(a.gamma, a.lambda_critic[chunks[i].sequence]));
+    });
+  };
+  all([&](Chunk& chunk, const Decay& policy, const Decay& critic) {
+    State alone = chunk.state;
+    scan_range<Out::none>(a, chunk.begin, chunk.end, policy, critic, alone);
+    chunk.policy = alone.policy;
+    chunk.critic = alone.critic;
   });
-  for (Chunk& chunk : chunks) {
-    chunk.state.policy = state.policy;
-    chunk.state.critic = state.critic;
-    const double counted = static_cast<double>(chunk.counted);
-    state.policy = fma(static_cast<float>(std::pow(double{policy.factor}, counted)), state.policy, chunk.policy);
-    state.critic = fma(static_cast<float>(std::pow(double{critic.factor}, counted)), state.critic, chunk.critic);
+  for (size_t i = 1; i < chunks.size(); ++i) {
+    const Chunk& behind = chunks[i - 1];
+    if (behind.sequence != chunks[i].sequence) continue;
+    const auto decayed = [&](float lambda) {
+      return static_cast<float>(std::pow(double{a.gamma * lambda}, static_cast<double>(behind.counted)));
+    };
+    chunks[i].state.policy = fma(decayed(a.lambda_policy[behind.sequence]), behind.state.policy, behind.policy);
+    chunks[i].state.critic = fma(decayed(a.lambda_critic[behind.sequence]), behind.state.critic, behind.critic);
   }
-  parallel(static_cast<int64_t>(chunks.size()), 1, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i)
-      scan_range<Out::returns>(a, chunks[i].begin, chunks[i].end, policy, critic, chunks[i].state);
+  all([&](Chunk& chunk, const Decay& policy, const Decay& critic) {
+    scan_range<Out::returns>(a, chunk.begin, chunk.end, policy, critic, chunk.state);
   });
 }
 
@@ -206,15 +214,17 @@ void gae_scan(const View& reward_T, const View& value_T, const View& cu_seqlens_
                  static_cast<float>(gamma)};
   const auto is_long = [&](int64_t b) { return bounds[b + 1] - bounds[b] > kLong; };
   parallel(B, 1 + 8192 * B / (T + 1), [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) {
+    for (int64_t b = end - 1; b >= begin; --b) {  // from the end, as inside a sequence: one stream for the prefetcher
       if (is_long(b)) continue;
       const Decay policy(a.gamma, a.lambda_policy[b]), critic(a.gamma, a.lambda_critic[b]);
       State state = end_state(a, b);
       scan_range<Out::returns>(a, bounds[b], bounds[b + 1], policy, critic, state);
     }
   });
+  std::vector<Chunk> chunks;
   for (int64_t b = 0; b < B; ++b)
-    if (is_long(b)) scan_long(a, b);
+    if (is_long(b)) cut(a, b, chunks);
+  scan_chunks(a, chunks);
 }
 
 }  // namespace seedthink::ST_ISA

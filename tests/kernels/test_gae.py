@@ -54,15 +54,15 @@ def test_packed_sequences_match_the_serial_loop(lengths: list[int], bootstrapped
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_sequence_long_enough_to_be_shared_by_threads_matches_the_serial_loop(masked: bool) -> None:
-    lengths = [5, 40000, 3]
+    lengths = [5, 70000, 3]
     mask = torch.rand(sum(lengths), generator=torch.Generator().manual_seed(1)) > 0.3 if masked else None
     both(*draw(lengths), 1.0, mask, torch.tensor([0.5, -2.0, 0.0]))
 
 
 def test_a_masked_chunk_of_a_long_sequence_is_passed_over() -> None:
-    reward, value, cu, policy, critic = draw([50000])
-    mask = torch.ones(50000, dtype=torch.bool)
-    mask[10000:40000] = False
+    reward, value, cu, policy, critic = draw([100000])
+    mask = torch.ones(100000, dtype=torch.bool)
+    mask[20000:80000] = False
     both(reward, value, cu, policy, critic, 1.0, mask, torch.tensor([1.5]))
 
 
@@ -120,7 +120,7 @@ def test_a_mask_of_ones_gives_the_bits_of_no_mask_in_short_sequences() -> None:
 
 
 def test_a_sequence_has_the_same_bits_alone_and_in_a_batch() -> None:
-    lengths = [100, 7, 33000, 64, 1]
+    lengths = [100, 7, 66000, 64, 1]
     reward, value, cu, policy, critic = draw(lengths)
     together = gae(reward, value, cu, policy, critic)
     starts = cu.tolist()
