@@ -65,18 +65,29 @@ int64_t draw(const float* logits, int64_t V, const RowStats& row, int64_t top_k,
       store_n(weight.data() + i, e, static_cast<int>(V - i));
   }
   if ((top_k > 0 && top_k < V) || top_p < 1.f) cut(weight, top_k, top_p);
-  double total = 0.;
-  for (const float w : weight) total += w;
+  const auto tile = [&](int64_t i) {
+    return static_cast<double>(sum(i + kLanes <= V ? load(weight.data() + i)
+                                                   : load_n(weight.data() + i, static_cast<int>(V - i))));
+  };
+  double total = 0., cumulative = 0.;
+  for (int64_t i = 0; i < V; i += kLanes) total += tile(i);
   const double goal = uniform * total;
-  double cumulative = 0.;
-  int64_t last = 0;
-  for (int64_t i = 0; i < V; ++i) {
-    if (weight[i] == 0.f) continue;
-    cumulative += weight[i];
-    last = i;
-    if (cumulative > goal) return i;
+  int64_t begin = 0, last = 0;  // the tile that holds the goal; the last one with any weight, should rounding pass the end
+  for (; begin < V; begin += kLanes) {
+    const double mass = tile(begin);
+    if (cumulative + mass > goal) break;
+    if (mass > 0.) last = begin;
+    cumulative += mass;
   }
-  return last;  // rounding left the goal at the very end
+  if (begin >= V) begin = last;
+  int64_t token = begin;
+  for (int64_t i = begin; i < std::min(V, begin + kLanes); ++i) {
+    if (weight[i] == 0.f) continue;
+    token = i;
+    cumulative += weight[i];
+    if (cumulative > goal) break;
+  }
+  return token;
 }
 
 }  // namespace
