@@ -48,8 +48,11 @@ def processor_seconds() -> tuple[float, float]:
 
 
 def sample(run: Callable[[], object], calls: int) -> float:
-    """Seconds of one call: the mean over a batch, after the other side's threads have gone to sleep."""
-    time.sleep(0.004)
+    """Seconds of one call: the mean over a batch, after the other side's threads have gone to sleep.
+
+    NOTE: threads of torch's OpenMP spin for about 5 ms before they sleep, and take a core from whoever comes next.
+    """
+    time.sleep(0.02)
     run()
     began = time.perf_counter()
     for _ in range(calls):

@@ -51,7 +51,10 @@ class Pool {
       std::lock_guard<std::mutex> lock(mutex_);
       epoch_.fetch_add(1, std::memory_order_release);
     }
-    if (sleeping_.load() > 0) wake_.notify_all();
+    if (sleeping_.load() > 0) {
+      keep_off(sched_getcpu());
+      wake_.notify_all();
+    }
     work();
     // Every chunk is handed out. A worker that is still asleep is not waited for: it finds the job closed. The order
     // (close, then count) against a worker's (count itself, then look) leaves no gap between the two.
@@ -74,6 +77,18 @@ class Pool {
 
   void serve();
 
+  // Linux likes to wake a worker on the core of whoever wakes it. There the two take turns, for milliseconds, until
+  // the next balancing tick: slower than no worker at all. So workers may run anywhere but on the caller's core.
+  void keep_off(int core) {
+    cpu_set_t allowed;
+    if (core == avoided_ || core < 0 || sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+    avoided_ = core;
+    CPU_CLR(core, &allowed);
+    if (CPU_COUNT(&allowed) == 0) return;
+    for (auto& worker : workers_) pthread_setaffinity_np(worker.native_handle(), sizeof allowed, &allowed);
+  }
+
+  int avoided_ = -1;
   std::vector<std::thread> workers_;
   std::mutex run_, mutex_;
   std::condition_variable wake_;
