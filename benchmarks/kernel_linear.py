@@ -33,7 +33,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SHAPES = [(128, 128), (256, 256), (256, 512), (512, 256), (1024, 1024)]  # (K, N)
 ROWS = [1, 8, 32, 128, 1024, 8192]
 HEAD = (151936, 1024)
-SAMPLE_SECONDS, MOST_CALLS = 0.004, 200
+SAMPLE_SECONDS, MOST_CALLS = 0.012, 500
 Case = tuple[dict[str, Any], int, Callable[[], object], Callable[[], object]]
 
 
@@ -62,7 +62,8 @@ def sample(run: Callable[[], object], calls: int) -> float:
 
 def in_turns(ours: Callable[[], object], theirs: Callable[[], object], samples: int) -> tuple[list[float], list[float]]:
     """Seconds per call of both, sample by sample."""
-    calls = [max(1, min(MOST_CALLS, int(SAMPLE_SECONDS / sample(run, 1)))) for run in (ours, theirs)]
+    least = [min(sample(run, 1) for _ in range(3)) for run in (ours, theirs)]
+    calls = [max(1, min(MOST_CALLS, int(SAMPLE_SECONDS / seconds))) for seconds in least]
     pairs = [(sample(ours, calls[0]), sample(theirs, calls[1])) for _ in range(samples)]
     return [one for one, _ in pairs], [two for _, two in pairs]
 
