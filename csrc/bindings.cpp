@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include "attention/attention.h"
+#include "block/block.h"
 #include "activation/activation.h"
 #include "common/isa.h"
 #include "common/pool.h"
@@ -118,6 +119,11 @@ PYBIND11_MODULE(_C, m) {
   ST_DEF(attend_packed_backward);
   ST_DEF(attend_paged);
   ST_DEF(write_pages);
+
+  // halves of a block, for generation
+  ST_DEF(attention_step);
+  ST_DEF(dense_step);
+  ST_DEF(sparse_step);
 
   // moe
   ST_DEF(route_forward);

@@ -21,7 +21,7 @@ from seedthink.config.sections import GenerationConfig, OptimizerConfig
 from seedthink.engine.generator import TokenGenerator
 from seedthink.engine.micro_batch import scoring_batch
 from seedthink.engine.model_io import load_model, load_value_model
-from seedthink.engine.paged_context import pages_within
+from seedthink.engine.page_cache import pages_within
 from seedthink.engine.trainer import Loss, Trainer, forward_only, policy_forward, value_forward
 from seedthink.models.qwen3 import Transformer
 from seedthink.models.value import ValueModel

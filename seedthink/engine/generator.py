@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from seedthink.engine.paged_context import PageCache, lay_out
+from seedthink.engine.page_cache import PageCache
 from seedthink.engine.scheduler import Plan, Scheduler
 from seedthink.engine.sequence import Generation, Int64, StopText
 from seedthink.errors import ConfigError
@@ -67,7 +67,6 @@ class TokenGenerator:
         self.version = 0
         self._settings = (pages, max_batch_tokens, max_sequences, prefix_cache)
         self._cache = PageCache(model.config, pages, model.compute)
-        self._scale = model.config.head_dim**-0.5
         self._eos_V = np.zeros(model.config.vocab_size, dtype=np.bool_)
         self._eos_V[list(model.config.eos_token_ids if eos_token_ids is None else eos_token_ids)] = True
         self.reset()
@@ -125,11 +124,11 @@ class TokenGenerator:
     def step(self) -> list[Completion]:
         """One scheduling step; what finished in it, and what was aborted since the last one."""
         began = time.perf_counter()
-        scheduler, table = self._scheduler, self._scheduler.table
+        scheduler = self._scheduler
         plan = scheduler.schedule()
         if len(plan.slots_B):
-            tokens_T, context = lay_out(plan, table, self._cache, self._scale)
-            hidden_TD = self.model(tokens_T, context)
+            tokens_T, batch = self._cache.lay_out(plan, scheduler.table)
+            hidden_TD = self.model.advance(tokens_T, batch)
             slots_R, rows_R = self._wanting(plan)
             token_R = self._sample(hidden_TD, slots_R, rows_R)
             scheduler.computed(plan)

@@ -16,7 +16,7 @@ import torch
 from seedthink.config.suggest import did_you_mean
 from seedthink.engine.generator import GeneratorStats, TokenGenerator
 from seedthink.engine.model_io import load_model
-from seedthink.engine.paged_context import pages_within
+from seedthink.engine.page_cache import pages_within
 from seedthink.errors import ConfigError
 from seedthink.types import Completion, Request, SamplingParams
 

@@ -1,8 +1,8 @@
 """What a forward needs to know about its batch: positions, how to attend, and who watches the routing.
 
-One forward serves training and generation because this object, and not the model, knows where keys and values live:
-`PackedContext` holds whole sequences back to back; the generator's paged context writes and reads cache pages. Both
-walk the keys in the same tiles, so that a token's hidden state has the same bits under either.
+This object, and not the model, knows where sequences begin and end and what is to be collected on the way:
+`PackedContext` holds whole sequences back to back. Generation takes a `kernels.block.PagedBatch` instead, whose keys
+live in cache pages; both walk the keys in the same tiles, so a token's hidden state has the same bits under either.
 """
 
 from __future__ import annotations

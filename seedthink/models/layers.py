@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from seedthink.kernels.activation import swiglu
+from seedthink.kernels.block import PagedBatch, attention_step, dense_step, sparse_step
 from seedthink.kernels.linear import linear
 from seedthink.kernels.moe import experts, route
 from seedthink.kernels.norm import rms_norm
@@ -49,6 +50,13 @@ class Attention(nn.Module):
         o_TNH = context.attend(self.layer, q_TNH, k_TnH, v.contiguous().view(self.kv_shape))
         return linear(o_TNH.view(-1, self.widths[0]), self.out_weight, self.compute)
 
+    def advance(self, x_TD: Tensor, norm_D: Tensor, table: Tensor, batch: PagedBatch) -> None:
+        """x_TD += forward(norm(x_TD)), keys and values in pages; no autograd."""
+        norms, eps = (self.q_norm_H, self.k_norm_H), self.eps
+        attention_step(
+            x_TD, norm_D, eps, self.qkv_weight, norms, self.out_weight, table, batch, self.layer, self.compute
+        )
+
 
 class DenseMLP(nn.Module):
     """down(silu(gate(x)) * up(x)); gate rows stand before up rows."""
@@ -62,6 +70,10 @@ class DenseMLP(nn.Module):
     def forward(self, x_TD: Tensor, context: Context) -> Tensor:
         """x_TD -> y_TD."""
         return linear(swiglu(linear(x_TD, self.gate_up_2I_D, self.compute)), self.down_D_I, self.compute)
+
+    def advance(self, x_TD: Tensor, norm_D: Tensor, eps: float) -> None:
+        """x_TD += forward(norm(x_TD)); no autograd."""
+        dense_step(x_TD, norm_D, eps, self.gate_up_2I_D, self.down_D_I, self.compute)
 
 
 class SparseMoE(nn.Module):
@@ -83,6 +95,11 @@ class SparseMoE(nn.Module):
         context.note_routing(self.layer, routing, logits_TE)
         return experts(x_TD, routing, self.gate_up_E_2I_D, self.down_E_D_I, self.compute)
 
+    def advance(self, x_TD: Tensor, norm_D: Tensor, eps: float) -> None:
+        """x_TD += forward(norm(x_TD)); no autograd."""
+        weights = self.gate_up_E_2I_D, self.down_E_D_I
+        sparse_step(x_TD, norm_D, eps, self.router_ED, self.k, self.norm_topk, *weights, self.compute)
+
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); the MLP is dense or sparse by `config.is_sparse(layer)`."""
@@ -98,3 +115,8 @@ class Block(nn.Module):
         """x_TD -> y_TD, the residual stream after this block."""
         x_TD = x_TD + self.attention(rms_norm(x_TD, self.attention_norm_D, self.eps), table, context)
         return x_TD + self.mlp(rms_norm(x_TD, self.mlp_norm_D, self.eps), context)
+
+    def advance(self, x_TD: Tensor, table: Tensor, batch: PagedBatch) -> None:
+        """`forward` for generation: x_TD in place, one native call for each half."""
+        self.attention.advance(x_TD, self.attention_norm_D, table, batch)
+        self.mlp.advance(x_TD, self.mlp_norm_D, self.eps)

@@ -2,8 +2,9 @@
 
     h = embed[tokens]; for each block: h += attention(norm(h)); h += mlp(norm(h)); logits = norm(h) head^T
 
-One forward for packed training and paged generation: the context supplies positions and attention. Which layers hold
-experts is the config's business, so one class serves both families.
+`forward` trains and scores packed sequences, with the context supplying positions and attention; `advance` generates,
+through the same kernels in the same order. Which layers hold experts is the config's business, so one class serves both
+families.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seedthink.kernels.block import PagedBatch
 from seedthink.kernels.linear import linear
 from seedthink.kernels.norm import rms_norm
 from seedthink.kernels.rope import rope_table
@@ -57,6 +59,15 @@ class Transformer(nn.Module):
         table = self.table
         for block in self.blocks:
             hidden_TD = block(hidden_TD, table, context)
+        return rms_norm(hidden_TD, self.norm_D, self.eps)
+
+    @torch.inference_mode()
+    def advance(self, tokens_T: Tensor, batch: PagedBatch) -> Tensor:
+        """`forward` for generation, with the same bits: int64 tokens_T -> hidden_TD, keys and values in pages."""
+        hidden_TD = F.embedding(tokens_T, self.embed_VD)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.advance(hidden_TD, self.table, batch)
         return rms_norm(hidden_TD, self.norm_D, self.eps)
 
     def logits(self, hidden_TD: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ import torch
 
 from seedthink.engine.generator import TokenGenerator
 from seedthink.errors import ConfigError
+from seedthink.kernels.block import PagedBatch
 from seedthink.models.config import ModelConfig
-from seedthink.models.context import Context
 from seedthink.types import Completion, Finish, Request, SamplingParams
 
 VOCAB = 256
@@ -34,7 +34,7 @@ class Counting:
     )
     compute = torch.float32
 
-    def __call__(self, tokens_T: torch.Tensor, context: Context) -> torch.Tensor:
+    def advance(self, tokens_T: torch.Tensor, batch: PagedBatch) -> torch.Tensor:
         return torch.nn.functional.one_hot((tokens_T + 1) % VOCAB, VOCAB).float() * 60.0
 
     def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,139 @@
+#include "block/block.h"
+
+#include <cstring>
+#include <vector>
+
+#include "activation/activation.h"
+#include "attention/attention.h"
+#include "common/pool.h"
+#include "common/simd.h"
+#include "linear/linear.h"
+#include "moe/moe.h"
+#include "norm/norm.h"
+#include "rope/rope.h"
+
+namespace seedthink::ST_ISA {
+namespace {
+
+View dense(void* pointer, Dtype dtype, std::initializer_list<int64_t> sizes) {
+  View view;
+  view.pointer = pointer;
+  view.dtype = dtype;
+  for (int64_t size : sizes) view.size[view.dims++] = size;
+  int64_t stride = 1;
+  for (int i = view.dims - 1; i >= 0; --i) {
+    view.stride[i] = stride;
+    stride *= view.size[i];
+  }
+  return view;
+}
+
+// Buffers of one call, carved from memory of the calling thread that grows and stays. All have 4-byte elements.
+class Buffers {
+ public:
+  explicit Buffers(int64_t total) {
+    thread_local std::vector<float> memory;
+    if (static_cast<int64_t>(memory.size()) < total + kSpare) memory.resize(total + kSpare);
+    next_ = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) & ~uintptr_t{63});
+    end_ = memory.data() + memory.size();
+  }
+
+  View floats(std::initializer_list<int64_t> sizes) { return take(Dtype::f32, sizes); }
+  View ints(std::initializer_list<int64_t> sizes) { return take(Dtype::i32, sizes); }
+
+ private:
+  static constexpr int64_t kSpare = 512;  // alignment of at most 16 buffers
+
+  View take(Dtype dtype, std::initializer_list<int64_t> sizes) {
+    const View view = dense(next_, dtype, sizes);
+    next_ += (view.numel() + 15) / 16 * 16;
+    ST_CHECK(next_ <= end_, "buffers: more was taken than asked for");
+    return view;
+  }
+
+  float* next_;
+  float* end_;
+};
+
+void add_to(const View& x, const View& y) {
+  float* to = x.as<float>();
+  const float* from = y.as<float>();
+  parallel(x.numel(), 32768, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) to[i] += from[i];
+  });
+}
+
+// Columns [begin, begin + y's width) of each row.
+void copy_columns(const View& x_TX, int64_t begin, const View& y_TNH) {
+  const int64_t wide = x_TX.size[1], width = y_TNH.size[1] * y_TNH.size[2];
+  parallel(x_TX.size[0], 1 + 32768 / width, [&](int64_t first, int64_t last) {
+    for (int64_t t = first; t < last; ++t)
+      std::memcpy(y_TNH.as<float>() + t * width, x_TX.as<float>() + t * wide + begin, width * sizeof(float));
+  });
+}
+
+// Each head's row is normalised, then turned, both in place: the kernels read a row before they write it.
+void prepare_heads(const View& x_TNH, const View& weight_H, double eps, const View& rstd, const View& table,
+                   const View& positions_T) {
+  const View rows = dense(x_TNH.pointer, Dtype::f32, {x_TNH.size[0] * x_TNH.size[1], x_TNH.size[2]});
+  rms_norm_forward(rows, weight_H, eps, rows, dense(rstd.pointer, Dtype::f32, {rows.size[0]}));
+  rope_turn(x_TNH, table, positions_T, false, x_TNH);
+}
+
+}  // namespace
+
+void attention_step(const View& x_TD, const View& norm_D, double eps, const View& qkv_panels, const View& q_norm_H,
+                    const View& k_norm_H, const View& table, const View& positions_T, const View& slots_T,
+                    const View& k_pages, const View& v_pages, const View& page_table_BM, const View& cu_q_B1,
+                    const View& lengths_B, double scale, const View& out_panels, int64_t heads) {
+  x_TD.check("x", Dtype::f32, {-1, -1});
+  const int64_t T = x_TD.size[0], D = x_TD.size[1], N = heads, n = k_pages.size[1], H = q_norm_H.size[0];
+  const int64_t wide = (N + 2 * n) * H;
+  Buffers buffers(T * (D + N + wide + 2 * N * H + 2 * n * H));
+  const View h_TD = buffers.floats({T, D}), rstd = buffers.floats({T, N}), qkv = buffers.floats({T, wide});
+  const View q = buffers.floats({T, N, H}), k = buffers.floats({T, n, H}), v = buffers.floats({T, n, H});
+  const View o = buffers.floats({T, N, H});
+  rms_norm_forward(x_TD, norm_D, eps, h_TD, dense(rstd.pointer, Dtype::f32, {T}));
+  linear_forward(h_TD, qkv_panels, qkv);
+  copy_columns(qkv, 0, q);
+  copy_columns(qkv, N * H, k);
+  copy_columns(qkv, (N + n) * H, v);
+  prepare_heads(q, q_norm_H, eps, rstd, table, positions_T);
+  prepare_heads(k, k_norm_H, eps, rstd, table, positions_T);
+  write_pages(k, v, slots_T, k_pages, v_pages);
+  attend_paged(q, k_pages, v_pages, page_table_BM, cu_q_B1, lengths_B, scale, o);
+  linear_forward(dense(o.pointer, Dtype::f32, {T, N * H}), out_panels, h_TD);
+  add_to(x_TD, h_TD);
+}
+
+void dense_step(const View& x_TD, const View& norm_D, double eps, const View& gate_up_panels, const View& down_panels,
+                int64_t width) {
+  x_TD.check("x", Dtype::f32, {-1, -1});
+  const int64_t T = x_TD.size[0], D = x_TD.size[1];
+  Buffers buffers(T * (D + 1 + 3 * width));
+  const View h_TD = buffers.floats({T, D}), rstd_T = buffers.floats({T});
+  const View gate_up = buffers.floats({T, 2 * width}), act = buffers.floats({T, width});
+  rms_norm_forward(x_TD, norm_D, eps, h_TD, rstd_T);
+  linear_forward(h_TD, gate_up_panels, gate_up);
+  swiglu_forward(gate_up, act);
+  linear_forward(act, down_panels, h_TD);
+  add_to(x_TD, h_TD);
+}
+
+void sparse_step(const View& x_TD, const View& norm_D, double eps, const View& router_panels, int64_t experts, int64_t k,
+                 bool norm_topk, const View& gate_up_panels, const View& down_panels, int64_t width) {
+  x_TD.check("x", Dtype::f32, {-1, -1});
+  const int64_t T = x_TD.size[0], D = x_TD.size[1], E = experts, K = k;
+  Buffers buffers(T * (2 * D + 1 + E + 4 * K + K * D) + 2 * E + 1);
+  const View h_TD = buffers.floats({T, D}), y_TD = buffers.floats({T, D}), rstd_T = buffers.floats({T});
+  const View logits = buffers.floats({T, E}), weight = buffers.floats({T, K}), ids = buffers.ints({T, K});
+  const View counts = buffers.ints({E}), offsets = buffers.ints({E + 1}), row = buffers.ints({T, K});
+  const View token = buffers.ints({T * K}), out = buffers.floats({T * K, D});
+  rms_norm_forward(x_TD, norm_D, eps, h_TD, rstd_T);
+  linear_forward(h_TD, router_panels, logits);
+  route_forward(logits, norm_topk, ids, weight, counts, offsets, row, token);
+  experts_forward(h_TD, weight, offsets, row, token, gate_up_panels, down_panels, width, View{}, out, y_TD);
+  add_to(x_TD, y_TD);
+}
+
+}  // namespace seedthink::ST_ISA
