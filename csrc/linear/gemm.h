@@ -221,6 +221,12 @@ T* scratch(int slot, int64_t count) {
   return static_cast<T*>(buffer.memory);
 }
 
+// Asks for the cache lines of n floats: rows that are gathered or short come too late by themselves.
+inline void prefetch(const float* row, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes) __builtin_prefetch(row + i);
+}
+constexpr int64_t kAhead = 8;  // rows between the one in use and the one asked for
+
 // Steps in one chain of a weight gradient; the chains of successive chunks are added in order.
 constexpr int64_t kChainSteps = 256;
 
@@ -239,6 +245,10 @@ void weight_grad_tile(const DyRow& dy_row, const XRow& x_row, int64_t T, int64_t
     const int64_t steps = std::min(kChainSteps, steps_of<Kind>(T - t0));
     for (int64_t s = 0; s < steps; ++s) {
       const int64_t t = t0 + s * Kind::kPerStep;
+      for (int64_t next = t + kAhead; next < std::min(T, t + kAhead + Kind::kPerStep); ++next) {
+        prefetch(dy_row(next) + n0, height);
+        prefetch(x_row(next) + k0, width);
+      }
       const bool paired = Kind::kPerStep == 2 && t + 1 < T;
       const float *dy = dy_row(t), *x = x_row(t), *next_dy = paired ? dy_row(t + 1) : nullptr,
                   *next_x = paired ? x_row(t + 1) : nullptr;

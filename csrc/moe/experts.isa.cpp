@@ -37,6 +37,8 @@ void combine(const float* rows, const int32_t* row_TK, const float* weight_TK, i
   parallel(T, 1 + 32768 / (K * D + 1), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const int32_t* row = row_TK + t * K;
+      if (t + kAhead < end)
+        for (int64_t k = 0; k < K; ++k) prefetch(rows + row[kAhead * K + k] * D, D);
       for_vectors(D, [&](int64_t i, int live) {
         vf acc = splat(0.f);
         for (int64_t k = 0; k < K; ++k)
@@ -45,6 +47,15 @@ void combine(const float* rows, const int32_t* row_TK, const float* weight_TK, i
       });
     }
   });
+}
+
+// The rows of x that a unit's tokens name, as cells one after the other.
+template <typename Kind>
+void gather_cells(const float* x, const int32_t* token, int64_t rows, int64_t D, typename Kind::Cell* out) {
+  for (int64_t r = 0; r < rows; ++r) {
+    if (r + kAhead < rows) prefetch(x + token[r + kAhead] * D, D);
+    row_cells<Kind>(x + token[r] * D, D, out + r * steps_of<Kind>(D));
+  }
 }
 
 struct Sizes {
@@ -65,8 +76,7 @@ void forward(const Sizes& n, const View& x_TD, const View& offsets_E1, const Vie
       const Unit& unit = units[u];
       const int64_t rows = unit.end - unit.begin;
       Cell* x = scratch<Cell>(0, rows * steps_d);
-      for (int64_t r = 0; r < rows; ++r)
-        row_cells<Kind>(x_TD.as<float>() + token[unit.begin + r] * n.D, n.D, x + r * steps_d);
+      gather_cells<Kind>(x_TD.as<float>(), token + unit.begin, rows, n.D, x);
       float* hidden = hidden_R_2I ? hidden_R_2I.as<float>() + unit.begin * wide : scratch<float>(2, rows * wide);
       rows_times_panels<Kind>(x, steps_d, 1, rows, gate_up_panels.as<Cell>() + unit.expert * up_size, steps_d, hidden, wide,
                               wide, false);
@@ -96,8 +106,7 @@ void backward(const Sizes& n, const View& dy_TD, const View& weight_TK, const Vi
       const Unit& unit = units[u];
       const int64_t rows = unit.end - unit.begin;
       Cell* dy = scratch<Cell>(0, rows * std::max(steps_d, steps_w));
-      for (int64_t r = 0; r < rows; ++r)
-        row_cells<Kind>(dy_TD.as<float>() + token[unit.begin + r] * n.D, n.D, dy + r * steps_d);
+      gather_cells<Kind>(dy_TD.as<float>(), token + unit.begin, rows, n.D, dy);
       float* dact = scratch<float>(2, rows * n.I);
       rows_times_panels<Kind>(dy, steps_d, 1, rows, down_panels.as<Cell>() + unit.expert * down_size, steps_d, dact, n.I,
                               n.I, false);
