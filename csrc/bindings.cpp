@@ -130,7 +130,6 @@ PYBIND11_MODULE(_C, m) {
   ST_DEF(route_backward);
   ST_DEF(experts_forward);
   ST_DEF(experts_backward);
-  ST_DEF(experts_weight_grad);
 
   // heads of the model
   ST_DEF(row_logprob_forward);

@@ -7,6 +7,7 @@ same bits whatever other rows its expert has (the contract of kernels/linear.py)
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,8 @@ from seedthink import _C
 from seedthink.kernels.linear import reference_linear
 from seedthink.kernels.packing import panels_of
 from seedthink.kernels.registry import define, wants_operator
+
+_ROWS_AT_A_TIME = 2048  # rows whose gradients the backward holds at once: few enough to stay in the last cache
 
 
 class Routing(NamedTuple):
@@ -194,16 +197,17 @@ def _experts_grad_cpu(
     compute: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows, width = row_TK.numel(), down.shape[2]
+    bounds = offsets_E1.tolist()
+    fullest = max(last - first for first, last in itertools.pairwise(bounds))
+    held = max(fullest, min(rows, _ROWS_AT_A_TIME))
     panels = panels_of(gate_up, compute, transposed=True), panels_of(down, compute, transposed=True)
-    dhidden = torch.empty_like(hidden_R_2I)
-    act, drow = hidden_R_2I.new_empty((rows, width)), hidden_R_2I.new_empty((rows, x_TD.shape[1]))
-    dx_TD, dweight_TK = torch.empty_like(x_TD), torch.empty_like(weight_TK)
-    places = (offsets_E1, row_TK, token_R)
-    _C.experts_backward(dy_TD, x_TD, weight_TK, *places, *panels, hidden_R_2I, dhidden, act, drow, dx_TD, dweight_TK)
+    dhidden, act = hidden_R_2I.new_empty((held, 2 * width)), hidden_R_2I.new_empty((held, width))
+    drow, dx_TD, dweight_TK = x_TD.new_empty((rows, x_TD.shape[1])), torch.empty_like(x_TD), torch.empty_like(weight_TK)
     dgate_up, ddown = torch.empty_like(gate_up), torch.empty_like(down)
-    half = compute == torch.bfloat16
-    _C.experts_weight_grad(dy_TD, x_TD, offsets_E1, token_R, dhidden, act, half, dgate_up, ddown)
-    return dx_TD, dweight_TK, dgate_up, ddown
+    workspace, grads = (dhidden, act, drow), (dx_TD, dweight_TK, dgate_up, ddown)
+    places = (offsets_E1, row_TK, token_R)
+    _C.experts_backward(dy_TD, x_TD, weight_TK, *places, *panels, hidden_R_2I, *workspace, *grads)
+    return grads
 
 
 _route = define(

@@ -19,12 +19,13 @@ struct Unit {
   int64_t expert, begin, end;
 };
 
-// Cuts every expert's rows into nearly equal units, small enough to balance uneven experts over the threads. The cut
-// cannot move a bit: rows do not see each other.
-std::vector<Unit> cut(const int32_t* offsets, int64_t E, int64_t R) {
-  const int64_t aim = std::min(kUnitRows, std::max(kUnitLeast, R / (8 * threads())));
+// Cuts the rows of experts [first, last) into nearly equal units, small enough to balance uneven experts over the
+// threads. The cut cannot move a bit: rows do not see each other.
+std::vector<Unit> cut(const int32_t* offsets, int64_t first, int64_t last) {
+  const int64_t all = offsets[last] - offsets[first];
+  const int64_t aim = std::min(kUnitRows, std::max(kUnitLeast, all / (8 * threads())));
   std::vector<Unit> units;
-  for (int64_t e = 0; e < E; ++e) {
+  for (int64_t e = first; e < last; ++e) {
     const int64_t rows = offsets[e + 1] - offsets[e], parts = ceil_div(rows, aim);
     for (int64_t i = 0; i < parts; ++i)
       units.push_back({e, offsets[e] + rows * i / parts, offsets[e] + rows * (i + 1) / parts});
@@ -70,7 +71,7 @@ void forward(const Sizes& n, const View& x_TD, const View& offsets_E1, const Vie
   const int64_t steps_d = steps_of<Kind>(n.D), steps_i = steps_of<Kind>(n.I), wide = 2 * n.I;
   const int64_t up_size = panel_count(wide) * steps_d * kPanel, down_size = panel_count(n.D) * steps_i * kPanel;
   const int32_t* token = token_R.as<int32_t>();
-  const std::vector<Unit> units = cut(offsets_E1.as<int32_t>(), n.E, n.R);
+  const std::vector<Unit> units = cut(offsets_E1.as<int32_t>(), 0, n.E);
   parallel(units.size(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t u = begin; u < end; ++u) {
       const Unit& unit = units[u];
@@ -92,68 +93,86 @@ void forward(const Sizes& n, const View& x_TD, const View& offsets_E1, const Vie
   });
 }
 
+// What the backward reads and writes. dhidden_W_2I and act_WI hold the rows of a few experts at a time, so that they are
+// still in the cache when the weight gradients read them.
+struct Backward {
+  const float *dy_TD, *x_TD, *weight_TK, *hidden_R_2I;
+  const int32_t *offsets_E1, *row_TK, *token_R;
+  const void *gate_up_panels, *down_panels;
+  float *dhidden_W_2I, *act_WI, *drow_RD, *dweight_TK, *dgate_up_E_2I_D, *ddown_E_D_I;
+};
+
+// Gradients of the rows of experts [first, last): into dhidden, the weighted act, drow and dweight.
 template <typename Kind>
-void backward(const Sizes& n, const View& dy_TD, const View& weight_TK, const View& offsets_E1, const View& row_TK,
-              const View& token_R, const View& gate_up_panels, const View& down_panels, const View& hidden_R_2I,
-              const View& dhidden_R_2I, const View& act_RI, const View& drow_RD, const View& dweight_TK) {
+void rows_backward(const Sizes& n, const Backward& p, int64_t first, int64_t last) {
   using Cell = typename Kind::Cell;
   const int64_t wide = 2 * n.I, steps_d = steps_of<Kind>(n.D), steps_w = steps_of<Kind>(wide);
   const int64_t up_size = panel_count(n.D) * steps_w * kPanel, down_size = panel_count(n.I) * steps_d * kPanel;
-  const int32_t *token = token_R.as<int32_t>(), *row_of = row_TK.as<int32_t>();
-  const std::vector<Unit> units = cut(offsets_E1.as<int32_t>(), n.E, n.R);
+  const std::vector<Unit> units = cut(p.offsets_E1, first, last);
   parallel(units.size(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t u = begin; u < end; ++u) {
       const Unit& unit = units[u];
       const int64_t rows = unit.end - unit.begin;
       Cell* dy = scratch<Cell>(0, rows * std::max(steps_d, steps_w));
-      gather_cells<Kind>(dy_TD.as<float>(), token + unit.begin, rows, n.D, dy);
+      gather_cells<Kind>(p.dy_TD, p.token_R + unit.begin, rows, n.D, dy);
       float* dact = scratch<float>(2, rows * n.I);
-      rows_times_panels<Kind>(dy, steps_d, 1, rows, down_panels.as<Cell>() + unit.expert * down_size, steps_d, dact, n.I,
-                              n.I, false);
+      rows_times_panels<Kind>(dy, steps_d, 1, rows, static_cast<const Cell*>(p.down_panels) + unit.expert * down_size,
+                              steps_d, dact, n.I, n.I, false);
       Cell* dhidden = dy;  // dy is used up
       for (int64_t r = 0; r < rows; ++r) {
-        const int64_t row = unit.begin + r;
-        int64_t slot = token[row] * n.K;
-        while (row_of[slot] != row) ++slot;
-        float* to = dhidden_R_2I.as<float>() + row * wide;
-        dweight_TK.as<float>()[slot] =
-            swiglu_row_backward(hidden_R_2I.as<float>() + row * wide, dact + r * n.I, weight_TK.as<float>()[slot], n.I, to,
-                                act_RI.as<float>() + row * n.I);
-        if (drow_RD) row_cells<Kind>(to, wide, dhidden + r * steps_w);
+        const int64_t row = unit.begin + r, place = row - p.offsets_E1[first];
+        int64_t slot = p.token_R[row] * n.K;
+        while (p.row_TK[slot] != row) ++slot;
+        float* to = p.dhidden_W_2I + place * wide;
+        p.dweight_TK[slot] = swiglu_row_backward(p.hidden_R_2I + row * wide, dact + r * n.I, p.weight_TK[slot], n.I, to,
+                                                 p.act_WI + place * n.I);
+        row_cells<Kind>(to, wide, dhidden + r * steps_w);
       }
-      if (drow_RD)
-        rows_times_panels<Kind>(dhidden, steps_w, 1, rows, gate_up_panels.as<Cell>() + unit.expert * up_size, steps_w,
-                                drow_RD.as<float>() + unit.begin * n.D, n.D, n.D, false);
+      rows_times_panels<Kind>(dhidden, steps_w, 1, rows, static_cast<const Cell*>(p.gate_up_panels) + unit.expert * up_size,
+                              steps_w, p.drow_RD + unit.begin * n.D, n.D, n.D, false);
     }
   });
 }
 
-// One matrix of one expert: tiles of dw = left^T right over the expert's rows.
-template <typename Kind, typename LeftRow, typename RightRow>
-void expert_grads(const Sizes& n, const int32_t* offsets, int64_t height, int64_t width, float* dw, const LeftRow& left,
-                  const RightRow& right) {
-  const int64_t down = ceil_div(height, kGradTile), across = ceil_div(width, kGradTile), tiles = down * across;
-  parallel(n.E * tiles, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t e = i / tiles, first = offsets[e];
-      const int64_t n0 = i % tiles / across * kGradTile, k0 = i % across * kGradTile;
-      weight_grad_tile<Kind>([&](int64_t r) { return left(first + r); }, [&](int64_t r) { return right(first + r); },
-                             offsets[e + 1] - first, n0, std::min(height, n0 + kGradTile), k0,
-                             std::min(width, k0 + kGradTile), dw + e * height * width, width);
-    }
-  });
-}
-
+// Weight gradients of experts [first, last), from what rows_backward left: tiles of both matrices in one loop.
 template <typename Kind>
-void weight_grads(const Sizes& n, const View& dy_TD, const View& x_TD, const View& offsets_E1, const View& token_R,
-                  const View& dhidden_R_2I, const View& act_RI, const View& dgate_up, const View& ddown) {
-  const int32_t *offsets = offsets_E1.as<int32_t>(), *token = token_R.as<int32_t>();
-  const float *x = x_TD.as<float>(), *dy = dy_TD.as<float>();
-  const float *dhidden = dhidden_R_2I.as<float>(), *act = act_RI.as<float>();
-  expert_grads<Kind>(n, offsets, 2 * n.I, n.D, dgate_up.as<float>(), [&](int64_t r) { return dhidden + r * 2 * n.I; },
-                     [&](int64_t r) { return x + token[r] * n.D; });
-  expert_grads<Kind>(n, offsets, n.D, n.I, ddown.as<float>(), [&](int64_t r) { return dy + token[r] * n.D; },
-                     [&](int64_t r) { return act + r * n.I; });
+void weight_grads(const Sizes& n, const Backward& p, int64_t first, int64_t last) {
+  const int64_t wide = 2 * n.I, base = p.offsets_E1[first];
+  const int64_t across_up = ceil_div(n.D, kGradTile), across_down = ceil_div(n.I, kGradTile);
+  const int64_t up = ceil_div(wide, kGradTile) * across_up, both = up + ceil_div(n.D, kGradTile) * across_down;
+  const auto x = [&](int64_t r) { return p.x_TD + p.token_R[r] * n.D; };
+  const auto dy = [&](int64_t r) { return p.dy_TD + p.token_R[r] * n.D; };
+  const auto act = [&](int64_t r) { return p.act_WI + (r - base) * n.I; };
+  const auto dhidden = [&](int64_t r) { return p.dhidden_W_2I + (r - base) * wide; };
+  // One tile of dw = left^T right over the rows of expert e.
+  const auto tile = [&](int64_t e, int64_t n0, int64_t k0, const auto& left, int64_t height, const auto& right,
+                        int64_t width, float* dw) {
+    const int64_t from = p.offsets_E1[e];
+    weight_grad_tile<Kind>([&](int64_t r) { return left(from + r); }, [&](int64_t r) { return right(from + r); },
+                           p.offsets_E1[e + 1] - from, n0, std::min(height, n0 + kGradTile), k0,
+                           std::min(width, k0 + kGradTile), dw + e * height * width, width);
+  };
+  parallel((last - first) * both, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t e = first + i / both, up_tile = i % both, down_tile = up_tile - up;
+      if (down_tile < 0)
+        tile(e, up_tile / across_up * kGradTile, up_tile % across_up * kGradTile, dhidden, wide, x, n.D, p.dgate_up_E_2I_D);
+      else
+        tile(e, down_tile / across_down * kGradTile, down_tile % across_down * kGradTile, dy, n.D, act, n.I,
+             p.ddown_E_D_I);
+    }
+  });
+}
+
+// As many experts at a time as the workspace of W rows holds.
+template <typename Kind>
+void backward(const Sizes& n, const Backward& p, int64_t W) {
+  for (int64_t first = 0, last; first < n.E; first = last) {
+    last = first + 1;
+    while (last < n.E && p.offsets_E1[last + 1] - p.offsets_E1[first] <= W) ++last;
+    rows_backward<Kind>(n, p, first, last);
+    weight_grads<Kind>(n, p, first, last);
+  }
 }
 
 // Sizes of a call, and the checks of the routing: its indices are used as they are, so they must lie in range.
@@ -216,43 +235,31 @@ void experts_forward(const View& x_TD, const View& weight_TK, const View& offset
 
 void experts_backward(const View& dy_TD, const View& x_TD, const View& weight_TK, const View& offsets_E1,
                       const View& row_TK, const View& token_R, const View& gate_up_panels, const View& down_panels,
-                      const View& hidden_R_2I, const View& dhidden_R_2I, const View& act_RI, const View& drow_RD,
-                      const View& dx_TD, const View& dweight_TK) {
+                      const View& hidden_R_2I, const View& dhidden_W_2I, const View& act_WI, const View& drow_RD,
+                      const View& dx_TD, const View& dweight_TK, const View& dgate_up_E_2I_D, const View& ddown_E_D_I) {
   Sizes n = check_routing(x_TD, weight_TK, offsets_E1, row_TK, token_R);
-  act_RI.check("act", Dtype::f32, {n.R, -1});
-  n.I = act_RI.size[1];
+  act_WI.check("act", Dtype::f32, {-1, -1});
+  const int64_t W = act_WI.size[0];
+  n.I = act_WI.size[1];
   check_stack("gate_up", gate_up_panels, n, n.D, 2 * n.I);
   check_stack("down", down_panels, n, n.I, n.D);
   dy_TD.check("dy", Dtype::f32, {n.T, n.D});
   hidden_R_2I.check("hidden", Dtype::f32, {n.R, 2 * n.I});
-  dhidden_R_2I.check("dhidden", Dtype::f32, {n.R, 2 * n.I});
+  dhidden_W_2I.check("dhidden", Dtype::f32, {W, 2 * n.I});
+  drow_RD.check("drow", Dtype::f32, {n.R, n.D});
+  dx_TD.check("dx", Dtype::f32, {n.T, n.D});
   dweight_TK.check("dweight", Dtype::f32, {n.T, n.K});
-  if (drow_RD) drow_RD.check("drow", Dtype::f32, {n.R, n.D});
-  with_kind(n.half, [&](auto kind) {
-    backward<decltype(kind)>(n, dy_TD, weight_TK, offsets_E1, row_TK, token_R, gate_up_panels, down_panels, hidden_R_2I,
-                             dhidden_R_2I, act_RI, drow_RD, dweight_TK);
-  });
-  if (drow_RD) {
-    dx_TD.check("dx", Dtype::f32, {n.T, n.D});
-    combine(drow_RD.as<float>(), row_TK.as<int32_t>(), nullptr, n.T, n.K, n.D, dx_TD.as<float>());
-  }
-}
-
-void experts_weight_grad(const View& dy_TD, const View& x_TD, const View& offsets_E1, const View& token_R,
-                         const View& dhidden_R_2I, const View& act_RI, bool half, const View& dgate_up_E_2I_D,
-                         const View& ddown_E_D_I) {
-  Sizes n{};
-  n.T = x_TD.size[0], n.D = x_TD.size[1], n.R = act_RI.size[0], n.I = act_RI.size[1], n.E = offsets_E1.size[0] - 1;
-  x_TD.check("x", Dtype::f32, {n.T, n.D});
-  dy_TD.check("dy", Dtype::f32, {n.T, n.D});
-  act_RI.check("act", Dtype::f32, {n.R, n.I});
-  token_R.check("routing.token_R", Dtype::i32, {n.R});
-  dhidden_R_2I.check("dhidden", Dtype::f32, {n.R, 2 * n.I});
   dgate_up_E_2I_D.check("dgate_up", Dtype::f32, {n.E, 2 * n.I, n.D});
   ddown_E_D_I.check("ddown", Dtype::f32, {n.E, n.D, n.I});
-  with_kind(half, [&](auto kind) {
-    weight_grads<decltype(kind)>(n, dy_TD, x_TD, offsets_E1, token_R, dhidden_R_2I, act_RI, dgate_up_E_2I_D, ddown_E_D_I);
-  });
+  const int32_t* offsets = offsets_E1.as<int32_t>();
+  for (int64_t e = 0; e < n.E; ++e)
+    ST_CHECK(offsets[e + 1] - offsets[e] <= W, "act: workspace of ", W, " rows is too small for expert ", e);
+  const Backward p{dy_TD.as<float>(),        x_TD.as<float>(),    weight_TK.as<float>(),  hidden_R_2I.as<float>(),
+                   offsets,                  row_TK.as<int32_t>(), token_R.as<int32_t>(), gate_up_panels.pointer,
+                   down_panels.pointer,      dhidden_W_2I.as<float>(), act_WI.as<float>(), drow_RD.as<float>(),
+                   dweight_TK.as<float>(),   dgate_up_E_2I_D.as<float>(), ddown_E_D_I.as<float>()};
+  with_kind(n.half, [&](auto kind) { backward<decltype(kind)>(n, p, W); });
+  combine(p.drow_RD, p.row_TK, nullptr, n.T, n.K, n.D, dx_TD.as<float>());
 }
 
 }  // namespace seedthink::ST_ISA

@@ -16,11 +16,10 @@ ST_DECLARE(void route_backward(const View& dweight_TK, const View& logits_TE, co
 ST_DECLARE(void experts_forward(const View& x_TD, const View& weight_TK, const View& offsets_E1, const View& row_TK,
                                 const View& token_R, const View& gate_up_panels, const View& down_panels, int64_t width,
                                 const View& hidden_R_2I, const View& out_RD, const View& y_TD))
-// gate_up_panels and down_panels are those of the transposed weights. dhidden, act and drow are workspace.
+// gate_up_panels and down_panels are those of the transposed weights. dhidden, act and drow are workspace; W rows, at
+// least as many as the fullest expert has, say how many experts are worked on at a time.
 ST_DECLARE(void experts_backward(const View& dy_TD, const View& x_TD, const View& weight_TK, const View& offsets_E1,
                                  const View& row_TK, const View& token_R, const View& gate_up_panels,
-                                 const View& down_panels, const View& hidden_R_2I, const View& dhidden_R_2I,
-                                 const View& act_RI, const View& drow_RD, const View& dx_TD, const View& dweight_TK))
-ST_DECLARE(void experts_weight_grad(const View& dy_TD, const View& x_TD, const View& offsets_E1, const View& token_R,
-                                    const View& dhidden_R_2I, const View& act_RI, bool half, const View& dgate_up_E_2I_D,
-                                    const View& ddown_E_D_I))
+                                 const View& down_panels, const View& hidden_R_2I, const View& dhidden_W_2I,
+                                 const View& act_WI, const View& drow_RD, const View& dx_TD, const View& dweight_TK,
+                                 const View& dgate_up_E_2I_D, const View& ddown_E_D_I))
