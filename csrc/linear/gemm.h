@@ -59,11 +59,11 @@ constexpr int kRows = 6, kVectors = 1;
 constexpr int kRows = 2, kVectors = 1;
 #endif
 
-// R rows times C vectors of columns. Left operand: cell (r, s) at a[r * row + s * step]; right: panel cells b[s * 64 + c].
-// The last vector has `last` (1..16) live columns. `add` adds the finished chains to y.
+// R rows times C vectors of columns. Left operand: cell (r, s) at a[r * row + s * step]; right: panel cells
+// b[s * 64 + c]. The last vector has `last` (1..16) live columns. `add` adds the finished chains to y.
 template <typename Kind, int R, int C>
-void block(const typename Kind::Cell* a, int64_t row, int64_t step, const typename Kind::Cell* b, int64_t steps, float* y,
-           int64_t ldy, int last, bool add) {
+void block(const typename Kind::Cell* a, int64_t row, int64_t step, const typename Kind::Cell* b, int64_t steps,
+           float* y, int64_t ldy, int last, bool add) {
   vf acc[R][C];
   for (int r = 0; r < R; ++r)
     for (int c = 0; c < C; ++c) acc[r][c] = splat(0.f);
@@ -112,11 +112,12 @@ struct Blocks {
   }
 };
 
-// Any number of rows times one panel with `columns` (1..64) live columns. Blocks of nearly equal height keep every block
-// tall enough to hide the latency of a chain.
+// Any number of rows times one panel with `columns` (1..64) live columns. Blocks of nearly equal height keep every
+// block tall enough to hide the latency of a chain.
 template <typename Kind>
 void rows_times_panel(const typename Kind::Cell* a, int64_t row, int64_t step, int64_t rows,
-                      const typename Kind::Cell* panel, int64_t steps, float* y, int64_t ldy, int64_t columns, bool add) {
+                      const typename Kind::Cell* panel, int64_t steps, float* y, int64_t ldy, int64_t columns,
+                      bool add) {
   constexpr int64_t kWide = kVectors * kLanes;
   const int64_t blocks = (rows + kRows - 1) / kRows;
   for (int64_t from = 0; from < columns; from += kWide) {
@@ -124,8 +125,8 @@ void rows_times_panel(const typename Kind::Cell* a, int64_t row, int64_t step, i
     const int last = static_cast<int>(live - (vectors - 1) * kLanes);
     for (int64_t i = 0; i < blocks; ++i) {
       const int64_t begin = rows * i / blocks, end = rows * (i + 1) / blocks;
-      Blocks<Kind>::pick(end - begin, vectors)(a + begin * row, row, step, panel + from, steps, y + begin * ldy + from, ldy,
-                                               last, add);
+      Blocks<Kind>::pick(end - begin, vectors)(a + begin * row, row, step, panel + from, steps,
+                                               y + begin * ldy + from, ldy, last, add);
     }
   }
 }
@@ -161,8 +162,10 @@ void row_cells(const float* x, int64_t k, typename Kind::Cell* out) {
     int64_t i = 0;
 #if defined(__AVX512BF16__)
     if constexpr (std::is_same_v<Kind, PairDot>)
-      for (; i + 2 * kLanes <= k; i += 2 * kLanes)
-        _mm512_storeu_si512(out + i / 2, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + i + kLanes), _mm512_loadu_ps(x + i)));
+      for (; i + 2 * kLanes <= k; i += 2 * kLanes) {
+        const __m512bh both = _mm512_cvtne2ps_pbh((__m512)load(x + i + kLanes), (__m512)load(x + i));
+        _mm512_storeu_si512(out + i / 2, (__m512i)both);
+      }
 #endif
     for (; i < k; i += 2)
       out[i / 2] = round_bf16(x[i]) | (i + 1 < k ? static_cast<uint32_t>(round_bf16(x[i + 1])) << 16 : 0u);
@@ -174,8 +177,9 @@ template <typename Kind>
 typename Kind::Reg pair_up(vf even, vf odd) {
 #if defined(__AVX512BF16__)
   if constexpr (std::is_same_v<Kind, PairDot>) {
-    alignas(64) static constexpr uint16_t kInterleave[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                             8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    alignas(64) static constexpr uint16_t kInterleave[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,
+                                                             21, 6, 22, 7, 23, 8,  24, 9,  25, 10, 26,
+                                                             11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
     return (vu)_mm512_permutexvar_epi16(_mm512_load_si512(kInterleave), halves);
   }
@@ -195,7 +199,8 @@ void across_cells(const float* even, const float* odd, int64_t n, typename Kind:
       return reinterpret_cast<vf>(pair_up<Kind>(low, high));
   };
   int64_t c = 0;
-  for (; c + kLanes <= n; c += kLanes) store(to + c, cells(load(even + c), odd != nullptr ? load(odd + c) : splat(0.f)));
+  for (; c + kLanes <= n; c += kLanes)
+    store(to + c, cells(load(even + c), odd != nullptr ? load(odd + c) : splat(0.f)));
   if (const int rest = static_cast<int>(n - c))
     store_n(to + c, cells(load_n(even + c, rest), odd != nullptr ? load_n(odd + c, rest) : splat(0.f)), rest);
 }
@@ -230,8 +235,8 @@ constexpr int64_t kAhead = 8;  // rows between the one in use and the one asked 
 // Steps in one chain of a weight gradient; the chains of successive chunks are added in order.
 constexpr int64_t kChainSteps = 256;
 
-// dw[n, k] = sum over t of dy[t, n] * x[t, k] for n in [n0, n1), k in [k0, k1). dy_row(t) and x_row(t) point at rows, so
-// that gathered rows need no copy of their own. An element's bits depend on its rows alone, never on the tile.
+// dw[n, k] = sum over t of dy[t, n] * x[t, k] for n in [n0, n1), k in [k0, k1). dy_row(t) and x_row(t) point at rows,
+// so that gathered rows need no copy of their own. An element's bits depend on its rows alone, never on the tile.
 template <typename Kind, typename DyRow, typename XRow>
 void weight_grad_tile(const DyRow& dy_row, const XRow& x_row, int64_t T, int64_t n0, int64_t n1, int64_t k0, int64_t k1,
                       float* dw, int64_t ldw) {

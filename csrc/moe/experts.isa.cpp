@@ -9,8 +9,8 @@ namespace seedthink::ST_ISA {
 namespace {
 
 constexpr int64_t kUnitRows = 96;  // rows of one unit at most: its cells and activations stay in the L2 cache
-constexpr int64_t kUnitLeast = 12; // and at least, where an expert has as many: below, panels are read too often
-constexpr int64_t kGradTile = 256; // rows and columns of a weight gradient's tile, at most
+constexpr int64_t kUnitLeast = 12;  // and at least, where an expert has as many: below, panels are read too often
+constexpr int64_t kGradTile = 256;  // rows and columns of a weight gradient's tile, at most
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -34,7 +34,8 @@ std::vector<Unit> cut(const int32_t* offsets, int64_t first, int64_t last) {
 }
 
 // y[t] = sum over the k rows of a token, in expert order, of weight * row; a null weight counts as one.
-void combine(const float* rows, const int32_t* row_TK, const float* weight_TK, int64_t T, int64_t K, int64_t D, float* y) {
+void combine(const float* rows, const int32_t* row_TK, const float* weight_TK, int64_t T, int64_t K, int64_t D,
+             float* y) {
   parallel(T, 1 + 32768 / (K * D + 1), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const int32_t* row = row_TK + t * K;
@@ -43,7 +44,8 @@ void combine(const float* rows, const int32_t* row_TK, const float* weight_TK, i
       for_vectors(D, [&](int64_t i, int live) {
         vf acc = splat(0.f);
         for (int64_t k = 0; k < K; ++k)
-          acc = fma(splat(weight_TK != nullptr ? weight_TK[t * K + k] : 1.f), load_some(rows + row[k] * D + i, live), acc);
+          acc = fma(splat(weight_TK != nullptr ? weight_TK[t * K + k] : 1.f),
+                    load_some(rows + row[k] * D + i, live), acc);
         store_some(y + t * D + i, acc, live);
       });
     }
@@ -79,8 +81,8 @@ void forward(const Sizes& n, const View& x_TD, const View& offsets_E1, const Vie
       Cell* x = scratch<Cell>(0, rows * steps_d);
       gather_cells<Kind>(x_TD.as<float>(), token + unit.begin, rows, n.D, x);
       float* hidden = hidden_R_2I ? hidden_R_2I.as<float>() + unit.begin * wide : scratch<float>(2, rows * wide);
-      rows_times_panels<Kind>(x, steps_d, 1, rows, gate_up_panels.as<Cell>() + unit.expert * up_size, steps_d, hidden, wide,
-                              wide, false);
+      rows_times_panels<Kind>(x, steps_d, 1, rows, gate_up_panels.as<Cell>() + unit.expert * up_size, steps_d, hidden,
+                              wide, wide, false);
       Cell* act = scratch<Cell>(1, rows * steps_i);
       float* act_row = scratch<float>(3, n.I);
       for (int64_t r = 0; r < rows; ++r) {
@@ -93,8 +95,8 @@ void forward(const Sizes& n, const View& x_TD, const View& offsets_E1, const Vie
   });
 }
 
-// What the backward reads and writes. dhidden_W_2I and act_WI hold the rows of a few experts at a time, so that they are
-// still in the cache when the weight gradients read them.
+// What the backward reads and writes. dhidden_W_2I and act_WI hold the rows of a few experts at a time, so that they
+// are still in the cache when the weight gradients read them.
 struct Backward {
   const float *dy_TD, *x_TD, *weight_TK, *hidden_R_2I;
   const int32_t *offsets_E1, *row_TK, *token_R;
@@ -128,8 +130,8 @@ void rows_backward(const Sizes& n, const Backward& p, int64_t first, int64_t las
                                                  p.act_WI + place * n.I);
         row_cells<Kind>(to, wide, dhidden + r * steps_w);
       }
-      rows_times_panels<Kind>(dhidden, steps_w, 1, rows, static_cast<const Cell*>(p.gate_up_panels) + unit.expert * up_size,
-                              steps_w, p.drow_RD + unit.begin * n.D, n.D, n.D, false);
+      const Cell* up = static_cast<const Cell*>(p.gate_up_panels) + unit.expert * up_size;
+      rows_times_panels<Kind>(dhidden, steps_w, 1, rows, up, steps_w, p.drow_RD + unit.begin * n.D, n.D, n.D, false);
     }
   });
 }
@@ -156,7 +158,8 @@ void weight_grads(const Sizes& n, const Backward& p, int64_t first, int64_t last
     for (int64_t i = begin; i < end; ++i) {
       const int64_t e = first + i / both, up_tile = i % both, down_tile = up_tile - up;
       if (down_tile < 0)
-        tile(e, up_tile / across_up * kGradTile, up_tile % across_up * kGradTile, dhidden, wide, x, n.D, p.dgate_up_E_2I_D);
+        tile(e, up_tile / across_up * kGradTile, up_tile % across_up * kGradTile, dhidden, wide, x, n.D,
+             p.dgate_up_E_2I_D);
       else
         tile(e, down_tile / across_down * kGradTile, down_tile % across_down * kGradTile, dy, n.D, act, n.I,
              p.ddown_E_D_I);
@@ -254,10 +257,21 @@ void experts_backward(const View& dy_TD, const View& x_TD, const View& weight_TK
   const int32_t* offsets = offsets_E1.as<int32_t>();
   for (int64_t e = 0; e < n.E; ++e)
     ST_CHECK(offsets[e + 1] - offsets[e] <= W, "act: workspace of ", W, " rows is too small for expert ", e);
-  const Backward p{dy_TD.as<float>(),        x_TD.as<float>(),    weight_TK.as<float>(),  hidden_R_2I.as<float>(),
-                   offsets,                  row_TK.as<int32_t>(), token_R.as<int32_t>(), gate_up_panels.pointer,
-                   down_panels.pointer,      dhidden_W_2I.as<float>(), act_WI.as<float>(), drow_RD.as<float>(),
-                   dweight_TK.as<float>(),   dgate_up_E_2I_D.as<float>(), ddown_E_D_I.as<float>()};
+  const Backward p{dy_TD.as<float>(),
+                   x_TD.as<float>(),
+                   weight_TK.as<float>(),
+                   hidden_R_2I.as<float>(),
+                   offsets,
+                   row_TK.as<int32_t>(),
+                   token_R.as<int32_t>(),
+                   gate_up_panels.pointer,
+                   down_panels.pointer,
+                   dhidden_W_2I.as<float>(),
+                   act_WI.as<float>(),
+                   drow_RD.as<float>(),
+                   dweight_TK.as<float>(),
+                   dgate_up_E_2I_D.as<float>(),
+                   ddown_E_D_I.as<float>()};
   with_kind(n.half, [&](auto kind) { backward<decltype(kind)>(n, p, W); });
   combine(p.drow_RD, p.row_TK, nullptr, n.T, n.K, n.D, dx_TD.as<float>());
 }

@@ -12,7 +12,8 @@ ST_DECLARE(void route_forward(const View& logits_TE, bool norm_topk, const View&
 ST_DECLARE(void route_backward(const View& dweight_TK, const View& logits_TE, const View& ids_TK, const View& weight_TK,
                                bool norm_topk, const View& dlogits_TE))
 
-// width is I. hidden keeps the gate and up products for the backward; None where no gradient is wanted. out is workspace.
+// width is I. hidden keeps the gate and up products for the backward, None where no gradient is wanted; out is
+// workspace.
 ST_DECLARE(void experts_forward(const View& x_TD, const View& weight_TK, const View& offsets_E1, const View& row_TK,
                                 const View& token_R, const View& gate_up_panels, const View& down_panels, int64_t width,
                                 const View& hidden_R_2I, const View& out_RD, const View& y_TD))

@@ -61,8 +61,8 @@ void order_rows(const int32_t* ids, int64_t T, int64_t K, int64_t E, int32_t* co
 
 }  // namespace
 
-void route_forward(const View& logits_TE, bool norm_topk, const View& ids_TK, const View& weight_TK, const View& counts_E,
-                   const View& offsets_E1, const View& row_TK, const View& token_R) {
+void route_forward(const View& logits_TE, bool norm_topk, const View& ids_TK, const View& weight_TK,
+                   const View& counts_E, const View& offsets_E1, const View& row_TK, const View& token_R) {
   logits_TE.check("logits", Dtype::f32, {-1, -1});
   const int64_t T = logits_TE.size[0], E = logits_TE.size[1], K = ids_TK.size[1];
   ST_CHECK(K >= 1 && K <= E, "k: ", K, " is not between 1 and the number of experts, ", E);

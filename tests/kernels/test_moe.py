@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from seedthink import _C
+from seedthink.kernels import moe
 from seedthink.kernels.linear import linear
 from seedthink.kernels.moe import Routing, experts, reference_experts, reference_route, route
 
@@ -168,6 +169,16 @@ def test_bits_do_not_depend_on_threads_or_on_keeping_what_the_backward_needs(thr
             assert torch.equal(experts(x, routing, gate_up, down, compute), results[-1][0])
     for other in results[1:]:
         assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
+
+
+def test_the_backward_may_take_any_number_of_experts_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, dy, (gate_up, down) = draw(90, 20), draw(90, 20), weights(6, 20, 12)
+    routing = route(draw(90, 6), 2)
+    whole = run(experts, [x, routing.weight_TK, gate_up, down], routing, dy)
+    for rows in (1, 70):
+        monkeypatch.setattr(moe, "_ROWS_AT_A_TIME", rows)
+        parts = run(experts, [x, routing.weight_TK, gate_up, down], routing, dy)
+        assert all(torch.equal(one, two) for one, two in zip(whole, parts, strict=True))
 
 
 @pytest.mark.parametrize("compute", COMPUTES)
