@@ -153,7 +153,7 @@ def flops_per_token() -> int:
 def measure(dtype: str, name: str, engine: TokenGenerator, peer: Any, repeats: int, patience: int) -> dict[str, Any]:
     """Ours and theirs in turns.
 
-    `share_of_peak` is the FLOPs of our matrix products over our whole time and the machine's peak. The time inside matrix
+    `share_of_peak` is the FLOPs of our matrix products over our whole time and the machine's peak. Time inside matrix
     products is not measured: decoding runs in fused native calls that no clock in Python can look into.
     """
     prompts, lengths = workload(name)
