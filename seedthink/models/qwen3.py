@@ -37,6 +37,8 @@ class Transformer(nn.Module):
     vocabulary projection out (a critic's trunk needs none).
     """
 
+    table: Tensor
+
     def __init__(self, config: ModelConfig, compute: torch.dtype = torch.float32, *, with_head: bool = True) -> None:
         super().__init__()
         self.config, self.compute, self.eps = config, compute, config.rms_norm_eps
