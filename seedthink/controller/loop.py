@@ -15,7 +15,6 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from seedthink.checkpoint.store import CheckpointStore
 from seedthink.config.commands import RlConfig
 from seedthink.controller.groups import WorkerGroup
 from seedthink.controller.session import Session
@@ -46,7 +45,6 @@ class RlJob:
     step: int = 0
     skipped: int = 0
     gap_max: float = 0.0
-    generated: float = 0.0
     before: Mapping[str, Any] | None = None
     last: dict[str, float] = field(default_factory=dict)
 
@@ -133,7 +131,6 @@ def record(job: RlJob, collected: Collected, credited: Sequence[Credited], updat
     tokens = metrics["rollout/generated_tokens"]
     metrics["perf/throughput"] = tokens / max(statistics.generate_seconds, 1e-9)
     metrics["timing_s/step"] = sum(metrics.get(f"timing_s/{name}", 0.0) for name in _STAGES)
-    job.generated += tokens
     job.gap_max = max(job.gap_max, metrics.get("rollout/logp_gap_max", 0.0))
     job.last = metrics
     run.record("rl", job.step, metrics)
@@ -179,7 +176,7 @@ def check_skipped(job: RlJob, updates: Sequence[Update]) -> None:
             )
 
 
-_REMEMBERED = ("gap_max", "generated", "before")
+_REMEMBERED = ("gap_max", "before")
 
 
 def save_if_due(job: RlJob) -> None:
@@ -198,16 +195,13 @@ def save(job: RlJob) -> Path:
 
 def resume(job: RlJob) -> bool:
     """Restores the newest whole checkpoint and drops what the folder holds beyond it; False where there is none."""
-    path = CheckpointStore(job.session.run.checkpoints).latest()
-    if path is None:
+    found = job.session.restore(job.engine, "rl", job.config.run.steps)
+    if found is None:
         return False
-    extra: Mapping[str, Any] = job.engine.restore(path)
-    job.step = int(path.name.removeprefix("step-"))
+    job.step, extra = found
     job.prompts.restore(extra["data"])
     for name in _REMEMBERED:
         setattr(job, name, extra[name])
-    job.session.run.rewind("rl", job.step)
-    job.terminal.say(f"resumed step {job.step} of {job.config.run.steps or 'no limit'} from {path}")
     return True
 
 
@@ -220,14 +214,8 @@ def evaluate_if_due(job: RlJob) -> None:
 
 def evaluate(job: RlJob) -> dict[str, Any] | None:
     """Measures held-out accuracy now and records it; None where the recipe names no held-out problems."""
-    if not job.held_out:
-        return None
     config = job.config.evaluation
     params = SamplingParams(
         max_tokens=job.config.rollout.max_tokens, temperature=config.temperature, stop=job.config.rollout.stop
     )
-    found = job.session.evaluate(job.engine, job.held_out, config.samples, params, job.config.run.seed)
-    summary = found.summary()
-    job.session.run.record_evaluation("rl", job.step, summary)
-    job.terminal.say(f"accuracy after step {job.step}: {found.overall}")
-    return summary
+    return job.session.measure(job.engine, "rl", job.step, job.held_out, config.samples, params, job.config.run.seed)

@@ -1,7 +1,7 @@
 """The commands `sft`, `rl` and `eval` as functions: a configuration in, a run folder out.
 
 Each opens its folder, starts its workers under supervision, resumes from the newest checkpoint by default, and leaves
-a summary, an exported model and a report behind. Ray or one process is decided in `session.workers`.
+a summary and an exported model behind. Ray or one process is decided in `session.workers`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from seedthink.controller.groups import WorkerGroup
 from seedthink.controller.loop import RlJob, evaluate, resume, save, train
 from seedthink.controller.session import Session, open_session, view, workers
 from seedthink.controller.sft import SftJob, evaluate_sft, resume_sft, save_sft, train_sft
-from seedthink.controller.sources import held_out_prompts, tokens_per_pass, training_examples, training_prompts
+from seedthink.controller.sources import TrainingTexts, held_out_prompts, training_prompts, training_texts
 from seedthink.controller.supervision import supervise
 from seedthink.controller.value_pretraining import pretrain_value
 from seedthink.engine.engine import EngineSettings
@@ -34,7 +34,7 @@ def run_rl(config: RlConfig, verbose: bool = False) -> Path:
     """Reinforcement learning by the recipe; returns the run folder.
 
     A folder that holds checkpoints is gone on with. The folder gets `export/` (a Hugging Face model), `critic/` where
-    the algorithm has one, `summary.json` and `report.html`.
+    the algorithm has one, and `summary.json`; `seedthink report` writes its report.
     """
     config = _named(config, "rl")
     with open_session(config, "rl", config.model.path, verbose) as session:
@@ -57,7 +57,8 @@ def run_sft(config: SftConfig, verbose: bool = False) -> Path:
     """Supervised fine-tuning by the recipe; returns the run folder, which gets `export/` and `summary.json`."""
     config = _named(config, "sft")
     with open_session(config, "sft", config.model.path, verbose) as session:
-        total = _sft_steps(config, session)
+        texts = training_texts(config.data, session.tokenizer, config.run.seed)
+        total = _sft_steps(config, texts)
         settings = EngineSettings(
             model=Path(config.model.path),
             dtype=config.model.dtype,
@@ -72,7 +73,7 @@ def run_sft(config: SftConfig, verbose: bool = False) -> Path:
         def build() -> AbstractContextManager[WorkerGroup]:
             return workers(config.controller, settings, None, logs=session.run.logs, threads=config.model.threads)
 
-        _supervised(config, session, build, partial(_sft, config, session, total, verbose))
+        _supervised(config, session, build, partial(_sft, config, session, texts, total, verbose))
         return session.run.path
 
 
@@ -137,6 +138,9 @@ def _rl(config: RlConfig, session: Session, verbose: bool, engine: WorkerGroup) 
             if config.algorithm.critic and not config.value_pretraining.critic_path:
                 with session.stage("value"):
                     pretrain_value(job)
+                if session.stop.requested:  # a checkpoint would pass a half-taught critic off as a finished one
+                    terminal.say("stopped during value pretraining; the same command begins it again")
+                    return
             save(job)
         with session.stage("rl"):
             train(job)
@@ -170,13 +174,14 @@ def _finish_rl(job: RlJob, after: Mapping[str, Any] | None) -> None:
     )
 
 
-def _sft(config: SftConfig, session: Session, total: int, verbose: bool, engine: WorkerGroup) -> None:
+def _sft(
+    config: SftConfig, session: Session, texts: TrainingTexts, total: int, verbose: bool, engine: WorkerGroup
+) -> None:
     held_out = held_out_prompts(
         config.data, session.tokenizer, config.evaluation.problems, config.run.seed, config.evaluation.thinking
     )
-    examples = training_examples(config.data, session.tokenizer, config.run.seed)
     with view(session, "sft", total, verbose) as terminal:
-        job = SftJob(config, session, engine, examples, held_out, terminal, total)
+        job = SftJob(config, session, engine, texts.stream(), held_out, terminal, total)
         resume_sft(job)
         with session.stage("sft"):
             train_sft(job)
@@ -193,14 +198,13 @@ def _sft(config: SftConfig, session: Session, total: int, verbose: bool, engine:
         _summarise(session, summary)
 
 
-def _sft_steps(config: SftConfig, session: Session) -> int:
+def _sft_steps(config: SftConfig, texts: TrainingTexts) -> int:
     """Steps of an SFT run: as set, or what `data.epochs` passes over the texts take; 0 where time alone ends it."""
     if config.run.steps:
         return config.run.steps
     if config.run.time_limit_minutes:
         return 0
-    tokens = tokens_per_pass(config.data, session.tokenizer, config.run.seed)
-    return max(1, math.ceil(config.data.epochs * tokens / config.data.batch_tokens))
+    return max(1, math.ceil(config.data.epochs * texts.tokens / config.data.batch_tokens))
 
 
 def _supervised(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from seedthink.checkpoint.store import CheckpointStore
 from seedthink.config.algorithm import AlgorithmConfig
 from seedthink.config.sections import ControllerConfig, RewardConfig
 from seedthink.controller.evaluation import Evaluation, summarise
@@ -40,7 +41,6 @@ EVALUATION_STEP = -1  # the step that enters the seeds of evaluations: the same 
 class Session:
     """One command at work on one run folder. `seconds` sums up the time of each stage."""
 
-    command: str
     run: RunFolder
     tokenizer: Tokenizer
     judge: JudgePool
@@ -71,6 +71,39 @@ class Session:
         failed = counts.verifier_errors + counts.verifier_timeouts
         return summarise([sample for group in collected.groups for sample in group], samples, failed)
 
+    def measure(
+        self,
+        engine: WorkerGroup,
+        stage: str,
+        step: int,
+        prompts: Sequence[Prompt],
+        samples: int,
+        params: SamplingParams,
+        seed: int,
+    ) -> dict[str, Any] | None:
+        """Evaluates, records and says it; returns the summary, or None where there are no prompts."""
+        if not prompts:
+            return None
+        found = self.evaluate(engine, prompts, samples, params, seed)
+        summary = found.summary()
+        self.run.record_evaluation(stage, step, summary)
+        self.say(f"accuracy after step {step}: {found.overall}")
+        return summary
+
+    def restore(self, engine: WorkerGroup, stage: str, steps: int) -> tuple[int, Mapping[str, Any]] | None:
+        """Loads the newest whole checkpoint into the engine and rewinds the folder to it.
+
+        Returns its step and what was saved beside the weights; None where there is no checkpoint.
+        """
+        path = CheckpointStore(self.run.checkpoints).latest()
+        if path is None:
+            return None
+        extra: Mapping[str, Any] = engine.restore(path)
+        step = int(path.name.removeprefix("step-"))
+        self.run.rewind(stage, step)
+        self.say(f"resumed step {step} of {steps or 'no limit'} from {path}")
+        return step, extra
+
 
 @contextmanager
 def open_session(config: Any, command: str, tokenizer_folder: str | Path, verbose: bool = False) -> Iterator[Session]:
@@ -85,7 +118,7 @@ def open_session(config: Any, command: str, tokenizer_folder: str | Path, verbos
         judge = stack.enter_context(judges(config.reward))
         memory = stack.enter_context(MemorySampler())
         stop = stack.enter_context(StopSignal())
-        yield Session(command, run, tokenizer, judge, stop, memory)
+        yield Session(run, tokenizer, judge, stop, memory)
 
 
 def judges(reward: RewardConfig) -> JudgePool:

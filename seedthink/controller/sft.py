@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from seedthink.checkpoint.store import CheckpointStore
 from seedthink.config.commands import SftConfig
 from seedthink.controller.groups import WorkerGroup
 from seedthink.controller.loop import MINUTE, averaged
 from seedthink.controller.session import Session
 from seedthink.data.sft import SftExample
 from seedthink.data.sources import Source
+from seedthink.engine.micro_batch import unlabelled_batch
 from seedthink.errors import RunError
 from seedthink.telemetry.terminal import Terminal
 from seedthink.types import Batch, Prompt, SamplingParams
@@ -83,34 +81,16 @@ def pack_examples(examples: Sequence[SftExample], token_budget: int, ranks: int 
     """One batch per rank; micro-batches hold up to `token_budget` tokens, or one longer example."""
     total = float(sum(example.mask_T.sum() for example in examples))
     dealt = [examples[rank::ranks] for rank in range(ranks)]
-    return [_batch(mine, token_budget, total, float(len(examples))) for mine in dealt]
-
-
-def _batch(examples: Sequence[SftExample], token_budget: int, tokens: float, sequences: float) -> Batch:
-    micro_B, micro, filled = [], 0, 0
-    for example in examples:
-        if filled and filled + len(example.tokens_T) > token_budget:
-            micro, filled = micro + 1, 0
-        filled += len(example.tokens_T)
-        micro_B.append(micro)
-    none = np.zeros(0, np.float32)
-    return Batch(
-        tokens_T=np.concatenate([example.tokens_T for example in examples]).astype(np.int32),
-        cu_seqlens=np.concatenate([[0], np.cumsum([len(e.tokens_T) for e in examples])]).astype(np.int32),
-        micro_B=np.asarray(micro_B, np.int32),
-        mask_T=np.concatenate([example.mask_T for example in examples]).astype(np.float32),
-        logprob_T=none,
-        proximal_T=none,
-        reference_T=none,
-        advantage_T=none,
-        return_T=none,
-        value_T=none,
-        positive_T=none,
-        sequence_weight_B=np.ones(len(examples), np.float32),
-        global_tokens=tokens,
-        global_sequences=sequences,
-        global_positive_tokens=0.0,
-    )
+    return [
+        unlabelled_batch(
+            [example.tokens_T for example in mine],
+            [example.mask_T for example in mine],
+            token_budget,
+            total,
+            float(len(examples)),
+        )
+        for mine in dealt
+    ]
 
 
 def save_sft(job: SftJob) -> Path:
@@ -121,26 +101,17 @@ def save_sft(job: SftJob) -> Path:
 
 def resume_sft(job: SftJob) -> bool:
     """Restores the newest whole checkpoint; False where there is none."""
-    path = CheckpointStore(job.session.run.checkpoints).latest()
-    if path is None:
+    found = job.session.restore(job.engine, "sft", job.total_steps)
+    if found is None:
         return False
-    extra: Mapping[str, Any] = job.engine.restore(path)
-    job.step = int(path.name.removeprefix("step-"))
+    job.step, extra = found
     job.examples.restore(extra["data"])
-    job.session.run.rewind("sft", job.step)
-    job.terminal.say(f"resumed step {job.step} of {job.total_steps or 'no limit'} from {path}")
     return True
 
 
 def evaluate_sft(job: SftJob) -> dict[str, Any] | None:
     """Measures held-out accuracy now and records it; None where the recipe names no held-out problems."""
-    if not job.held_out:
-        return None
     generation, config = job.config.generation, job.config.evaluation
     params = SamplingParams(max_tokens=generation.max_tokens, temperature=config.temperature, stop=generation.stop)
     job.engine.publish()
-    found = job.session.evaluate(job.engine, job.held_out, config.samples, params, job.config.run.seed)
-    summary = found.summary()
-    job.session.run.record_evaluation("sft", job.step, summary)
-    job.terminal.say(f"accuracy after step {job.step}: {found.overall}")
-    return summary
+    return job.session.measure(job.engine, "sft", job.step, job.held_out, config.samples, params, job.config.run.seed)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from seedthink.config.sections import EvalDataConfig, RlDataConfig, SftDataConfig, SourceConfig
@@ -36,14 +37,28 @@ def training_prompts(data: RlDataConfig, tokenizer: Tokenizer, seed: int, held_o
     return _mixed(data.train, lists, seed)
 
 
-def training_examples(data: SftDataConfig, tokenizer: Tokenizer, seed: int) -> Source[SftExample]:
-    """The endless stream of texts to imitate, mixed by weight."""
-    return _mixed(data.train, _example_lists(data, tokenizer, seed), seed)
+@dataclass(frozen=True)
+class TrainingTexts:
+    """Texts to imitate, read once: as many streams over them as a run has attempts."""
+
+    sources: Sequence[SourceConfig]
+    lists: Sequence[Sequence[SftExample]]
+    seed: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one pass over all of them, prompts included."""
+        return sum(len(example.tokens_T) for examples in self.lists for example in examples)
+
+    def stream(self) -> Source[SftExample]:
+        """An endless stream from the beginning, mixed by weight."""
+        return _mixed(self.sources, self.lists, self.seed)
 
 
-def tokens_per_pass(data: SftDataConfig, tokenizer: Tokenizer, seed: int) -> int:
-    """Tokens of one pass over all texts to imitate, prompts included."""
-    return sum(len(e.tokens_T) for examples in _example_lists(data, tokenizer, seed) for e in examples)
+def training_texts(data: SftDataConfig, tokenizer: Tokenizer, seed: int) -> TrainingTexts:
+    """Reads and tokenizes the texts of all sources."""
+    sources = _some(data.train, "data.train")
+    return TrainingTexts(sources, [_examples(source, data, tokenizer, seed) for source in sources], seed)
 
 
 def held_out_prompts(
@@ -65,10 +80,6 @@ def held_out_prompts(
             prompts = ShuffledSource(_file_prompts(source, data, tokenizer), seed=seed).items[:share]
         found += prompts
     return [without_thinking(prompt, tokenizer) for prompt in found] if thinking == "empty" else found
-
-
-def _example_lists(data: SftDataConfig, tokenizer: Tokenizer, seed: int) -> list[Sequence[SftExample]]:
-    return [_examples(source, data, tokenizer, seed) for source in _some(data.train, "data.train")]
 
 
 def _prompts(source: SourceConfig, data: EvalDataConfig, tokenizer: Tokenizer, seed: int) -> Sequence[Prompt]:

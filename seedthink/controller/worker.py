@@ -28,7 +28,6 @@ from seedthink.controller.protocol import (
 )
 from seedthink.data.tokenizer import Tokenizer
 from seedthink.engine.engine import Engine, EngineSettings, Losses
-from seedthink.engine.generator import GeneratorStats
 from seedthink.engine.model_io import save_model, save_value_model
 from seedthink.kernels.build import set_threads
 from seedthink.models.value import ValueModel
@@ -117,8 +116,3 @@ class EngineWorker(Engine):
     def parameters(self) -> dict[str, int]:
         """Parameters of the policy."""
         return super().parameters()
-
-    @remote(ONE_TO_ALL)
-    def stats(self) -> GeneratorStats:
-        """Counters of the generator."""
-        return self.generator.stats

@@ -75,31 +75,41 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
 
 
 def scoring_batch(scored: Sequence[Scored], token_budget: int) -> tuple[Batch, list[slice]]:
-    """Sequences packed for a forward without a loss, and where each one's response tokens stand in the flat arrays.
+    """Sequences packed for a forward without a loss, and where each one's response tokens stand in the flat arrays."""
+    sequences, masks, spans, begin = [], [], [], 0
+    for item in scored:
+        prompt_T, answer_T = item.rollout.prompt.tokens_T, item.rollout.completion.tokens_T
+        sequences.append(np.concatenate([prompt_T, answer_T]))
+        masks.append(np.concatenate([np.zeros(len(prompt_T)), np.ones(len(answer_T))]))
+        spans.append(slice(begin + len(prompt_T), begin + len(sequences[-1])))
+        begin += len(sequences[-1])
+    predicted = float(sum(mask.sum() for mask in masks))
+    return unlabelled_batch(sequences, masks, token_budget, predicted, float(len(scored))), spans
+
+
+def unlabelled_batch(
+    sequences: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray],
+    token_budget: int,
+    global_tokens: float,
+    global_sequences: float,
+) -> Batch:
+    """Token sequences with the mask of what is predicted, and nothing else: for imitation and for scoring.
 
     Micro-batches are filled in order up to `token_budget` tokens; a longer sequence stands alone.
     """
-    lengths = [len(s.rollout.prompt.tokens_T) + len(s.rollout.completion.tokens_T) for s in scored]
-    cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    mask_T = np.zeros(int(cu_seqlens[-1]), np.float32)
-    tokens_T = np.zeros(int(cu_seqlens[-1]), np.int32)
-    spans, micro_B, micro, filled = [], [], 0, 0
-    for item, begin, length in zip(scored, cu_seqlens, lengths, strict=False):
-        answer = int(begin) + len(item.rollout.prompt.tokens_T)
-        end = int(begin) + length
-        tokens_T[begin:answer], tokens_T[answer:end] = item.rollout.prompt.tokens_T, item.rollout.completion.tokens_T
-        mask_T[answer:end] = 1.0
-        spans.append(slice(answer, end))
-        if filled and filled + length > token_budget:
+    micro_B, micro, filled = [], 0, 0
+    for sequence in sequences:
+        if filled and filled + len(sequence) > token_budget:
             micro, filled = micro + 1, 0
-        filled += length
+        filled += len(sequence)
         micro_B.append(micro)
     none = np.zeros(0, np.float32)
-    batch = Batch(
-        tokens_T=tokens_T,
-        cu_seqlens=cu_seqlens,
+    return Batch(
+        tokens_T=np.concatenate([np.zeros(0, np.int32), *sequences]).astype(np.int32),
+        cu_seqlens=np.concatenate([[0], np.cumsum([len(sequence) for sequence in sequences])]).astype(np.int32),
         micro_B=np.asarray(micro_B, np.int32),
-        mask_T=mask_T,
+        mask_T=np.concatenate([none, *masks]).astype(np.float32),
         logprob_T=none,
         proximal_T=none,
         reference_T=none,
@@ -107,9 +117,8 @@ def scoring_batch(scored: Sequence[Scored], token_budget: int) -> tuple[Batch, l
         return_T=none,
         value_T=none,
         positive_T=none,
-        sequence_weight_B=none,
-        global_tokens=float(mask_T.sum()),
-        global_sequences=float(len(scored)),
+        sequence_weight_B=np.ones(len(sequences), np.float32),
+        global_tokens=global_tokens,
+        global_sequences=global_sequences,
         global_positive_tokens=0.0,
     )
-    return batch, spans

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +90,31 @@ def test_a_resumed_run_equals_one_that_was_never_interrupted(start: Path, tmp_pa
         assert [row["step"] for row in lines(run, "rl") if "training/global_step" in row] == [1, 2, 3]
     weights = [(run / "export" / "model.safetensors").read_bytes() for run in (whole, resumed)]
     assert weights[0] == weights[1]
+
+
+def interrupt_when(stage: str, metrics: Path) -> threading.Thread:
+    """Ctrl-C as soon as the run has recorded a step of `stage`."""
+
+    def watch() -> None:
+        while not (metrics.exists() and f'"stage":"{stage}"' in metrics.read_text()):
+            time.sleep(0.002)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_value_pretraining_that_was_interrupted_is_not_taken_for_finished(start: Path, tmp_path: Path) -> None:
+    taught = {**RL, "run.steps": 1, "value_pretraining.max_steps": 40}
+    watcher = interrupt_when("value", tmp_path / "rl" / "metrics.jsonl")
+    run = run_rl(config(RlConfig, start, tmp_path, **taught))
+    watcher.join()
+    assert 1 <= len(lines(run, "value")) < 40
+    assert not list((run / "checkpoints").glob("*"))
+    again = run_rl(config(RlConfig, start, tmp_path, **{**taught, "value_pretraining.max_steps": 3}))
+    assert [row["step"] for row in lines(again, "value")] == [1, 2, 3]
+    assert json.loads((again / "summary.json").read_text())["status"] == "finished"
 
 
 def test_group_baselines_run_without_a_critic(start: Path, tmp_path: Path) -> None:
