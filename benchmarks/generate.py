@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -23,10 +21,10 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers import __version__ as transformers_version
+from turns import environment, processor_seconds
 
 from seedthink.engine.generator import TokenGenerator
 from seedthink.engine.model_io import save_model
-from seedthink.kernels.build import build_info
 from seedthink.models.config import ModelConfig
 from seedthink.models.qwen3 import Transformer
 from seedthink.types import Request, SamplingParams
@@ -97,16 +95,6 @@ def seconds(run: Callable[[], Any]) -> float:
     began = time.perf_counter()
     run()
     return time.perf_counter() - began
-
-
-def processor_seconds() -> tuple[float, float]:
-    """(all processes, this one) since the start; Linux only, zeros elsewhere."""
-    stat = Path("/proc/stat")
-    if not stat.exists():
-        return 0.0, 0.0
-    user, nice, system, _, _, irq, softirq, *_ = map(int, stat.read_text().split("\n", 1)[0].split()[1:])
-    own = os.times()
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK"), own.user + own.system
 
 
 def used_elsewhere(run: Callable[[], Any]) -> tuple[float, float]:
@@ -187,22 +175,6 @@ def measure(dtype: str, name: str, engine: TokenGenerator, peer: Any, repeats: i
     }
 
 
-def environment() -> dict[str, Any]:
-    """What the numbers depend on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
-    info = build_info()
-    return {
-        "cpu": cpu or platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "isa": info["isa"],
-        "torch": torch.__version__,
-        "transformers": transformers_version,
-        "load_before": os.getloadavg()[0],
-    }
-
-
 def main() -> None:
     """Measure, print a table, write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -213,7 +185,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "generate.json")
     options = parser.parse_args()
     torch.set_num_threads(2)
-    found = {"environment": environment(), "rows": []}
+    found = {"environment": environment() | {"transformers": transformers_version}, "rows": []}
     model = Transformer(CONFIG)
     model.init_weights(seed=0)
     with tempfile.TemporaryDirectory() as folder:

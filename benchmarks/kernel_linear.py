@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import linear as torch_linear
+from turns import environment, processor_seconds
 
 from seedthink import _C
 from seedthink.kernels.linear import linear, linear_packed
@@ -35,16 +35,6 @@ ROWS = [1, 8, 32, 128, 1024, 8192]
 HEAD = (151936, 1024)
 SAMPLE_SECONDS, MOST_CALLS = 0.012, 500
 Case = tuple[dict[str, Any], int, Callable[[], object], Callable[[], object]]
-
-
-def processor_seconds() -> tuple[float, float]:
-    """(all processes, this one) since the start; Linux only, zeros elsewhere."""
-    stat = Path("/proc/stat")
-    if not stat.exists():
-        return 0.0, 0.0
-    user, nice, system, _, _, irq, softirq, *_ = map(int, stat.read_text().split("\n", 1)[0].split()[1:])
-    own = os.times()
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK"), own.user + own.system
 
 
 def sample(run: Callable[[], object], calls: int) -> float:
@@ -225,20 +215,6 @@ def route_cases(rows: list[int]) -> Iterator[Case]:
         )
 
 
-def environment(threads: int) -> dict[str, Any]:
-    """What the numbers depend on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return {
-        "cpu": next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), ""),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "isa": _C.isa(),
-        "torch": torch.__version__,
-        "load_before": os.getloadavg()[0],
-    }
-
-
 def main() -> None:
     """Measure, print a table, write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -251,7 +227,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     _C.set_threads(options.threads)
-    found: dict[str, Any] = {"environment": environment(options.threads), "rows": []}
+    found: dict[str, Any] = {"environment": environment(), "rows": []}
     suites = [route_cases(options.rows)]
     for dtype in DTYPES:
         suites += [linear_cases(dtype, options.rows, SHAPES), expert_cases(dtype, options.rows)]

@@ -15,7 +15,7 @@ import torch
 from seedthink.kernels.build import build_info
 
 
-def _processor_seconds() -> tuple[float, float]:
+def processor_seconds() -> tuple[float, float]:
     """(all processes, this one) since the start; Linux only, zeros elsewhere."""
     stat = Path("/proc/stat")
     if not stat.exists():
@@ -44,12 +44,12 @@ def in_turns(runs: Mapping[str, Callable[[], object]], samples: int, patience: i
     calls = {name: max(1, min(100, int(0.005 / _seconds(run, 1)))) for name, run in runs.items()}
     kept: dict[str, Any] = {"cores_used_elsewhere": float("inf")}
     for _ in range(1 + patience):
-        began, (all_before, own_before) = time.perf_counter(), _processor_seconds()
+        began, (all_before, own_before) = time.perf_counter(), processor_seconds()
         found: dict[str, list[float]] = {name: [] for name in runs}
         for _ in range(samples):
             for name, run in runs.items():
                 found[name].append(_seconds(run, calls[name]) * 1e3)
-        wall, (all_after, own_after) = time.perf_counter() - began, _processor_seconds()
+        wall, (all_after, own_after) = time.perf_counter() - began, processor_seconds()
         elsewhere = max(0.0, (all_after - all_before) - (own_after - own_before)) / wall
         if elsewhere < kept["cores_used_elsewhere"]:
             kept = {f"{name}_ms": statistics.median(values) for name, values in found.items()}
