@@ -53,6 +53,10 @@ class Tokenizer:
         file that is missing or broken.
         """
         folder = Path(folder)
+        if not folder.is_dir():
+            raise DataError(
+                f"model folder {folder} does not exist; name one with config.json, safetensors and tokenizer"
+            )
         if not (folder / "tokenizer.json").is_file():
             raise DataError(
                 f"{folder} has no tokenizer.json. A fast tokenizer is needed: in transformers, "

@@ -157,3 +157,8 @@ def test_a_folder_without_a_template_says_so_when_a_chat_is_rendered() -> None:
     files = {name: content for name, content in build_puzzle_tokenizer().files.items() if "template" not in name}
     with pytest.raises(DataError, match="has no chat template"):
         Tokenizer(files, where="plain").apply_chat([{"role": "user", "content": "x"}])
+
+
+def test_a_folder_that_does_not_exist_is_not_blamed_on_its_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="model folder .*nowhere does not exist"):
+        Tokenizer.load(tmp_path / "nowhere")
