@@ -160,5 +160,5 @@ def test_a_folder_without_a_template_says_so_when_a_chat_is_rendered() -> None:
 
 
 def test_a_folder_that_does_not_exist_is_not_blamed_on_its_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="model folder .*nowhere does not exist"):
+    with pytest.raises(DataError, match=r"model folder .*nowhere does not exist"):
         Tokenizer.load(tmp_path / "nowhere")
