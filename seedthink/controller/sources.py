@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from seedthink.config.sections import EvalDataConfig, RlDataConfig, SftDataConfig, SourceConfig
 from seedthink.data.prompts import Fields, TooLong, load_prompts, puzzle_prompts, without_thinking
-from seedthink.data.puzzles import Family, check_disjoint, family, make
+from seedthink.data.puzzles import Family, Habits, check_disjoint, family, make
 from seedthink.data.sft import SftExample, cold_start_examples, load_examples
 from seedthink.data.sources import Identified, MixedSource, ShuffledSource, Source
 from seedthink.data.tokenizer import Tokenizer
@@ -22,10 +22,7 @@ from seedthink.types import Prompt
 
 LOG = logging.getLogger("seedthink.controller")
 PUZZLES = 2000
-_DRAWING = (
-    "count",
-    "noise",
-)  # knobs that say how many problems to draw and how they are answered, not how hard they are
+_DRAWING = ("count", "slips", "hasty")  # how many problems to draw and how they are answered, not how hard they are
 
 Item = TypeVar("Item", bound=Identified)
 
@@ -107,7 +104,8 @@ def _examples(source: SourceConfig, data: SftDataConfig, tokenizer: Tokenizer, s
     if source.kind == "puzzle":
         chosen, drawing = _family(source)
         problems = make(chosen, seed=seed, count=int(drawing.get("count", PUZZLES)))
-        return cold_start_examples(chosen, problems, tokenizer, noise=float(drawing.get("noise", 0.0)), seed=seed)
+        habits = Habits(slips=float(drawing.get("slips", 0.0)), hasty=float(drawing.get("hasty", 0.0)))
+        return cold_start_examples(chosen, problems, tokenizer, habits=habits, seed=seed)
     loaded = load_examples(
         source.path,
         tokenizer,

@@ -16,7 +16,7 @@ import numpy as np
 
 from seedthink.data.chat_template import Message
 from seedthink.data.prompts import DEFAULT_FIELDS, Fields, TooLong, find, fits, messages_of, read_rows
-from seedthink.data.puzzles import Family, Problem
+from seedthink.data.puzzles import Family, Habits, Problem
 from seedthink.data.tokenizer import Tokenizer
 from seedthink.errors import DataError
 
@@ -97,12 +97,12 @@ def load_examples(
 
 
 def cold_start_examples(
-    family: Family, problems: Iterable[Problem], tokenizer: Tokenizer, *, noise: float, seed: int
+    family: Family, problems: Iterable[Problem], tokenizer: Tokenizer, *, habits: Habits, seed: int
 ) -> tuple[SftExample, ...]:
-    """One imperfect chain of thought for each problem; the same for a seed. `noise` 0 writes mostly right ones."""
+    """One imperfect chain of thought for each problem; the same for a seed."""
     examples = []
     for index, problem in enumerate(problems):
-        response = family.cold_start(problem, Random(f"{seed}/{index}"), noise)
+        response = family.cold_start(problem, Random(f"{seed}/{index}"), habits)
         message = {"role": "user", "content": problem.question}
         examples.append(sft_example(tokenizer, [message], response, id=problem.id))
     return tuple(examples)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from seedthink.data.puzzles.problem import Family, Problem, Split, check_disjoint, split_of
+from seedthink.data.puzzles.problem import Family, Habits, Problem, Split, check_disjoint, split_of
 from seedthink.data.puzzles.registry import FAMILIES, family, make
 
-__all__ = ["FAMILIES", "Family", "Problem", "Split", "check_disjoint", "family", "make", "split_of"]
+__all__ = ["FAMILIES", "Family", "Habits", "Problem", "Split", "check_disjoint", "family", "make", "split_of"]

@@ -6,7 +6,9 @@
 The search sets one number aside (`4 :`) and combines the other two by + - * in turn (`3 2 + 5`). It adds the one set
 aside and compares with the target (`9 <`); where that is too small it multiplies instead (`20 >`), where it is too
 large it takes the difference, larger minus smaller. At the target (`14 =`) it says how that came about and answers. A
-systematic search sets each number aside once and ends within 66 tokens; `big` is above the largest target.
+systematic search sets each number aside once and ends within 66 tokens; `big` is above the largest target. A hasty
+writer begins at the other end of the list and is likely to give up after any trial, with an answer that he knows to be
+wrong.
 """
 
 from __future__ import annotations
@@ -17,14 +19,13 @@ from functools import lru_cache
 from random import Random
 from typing import ClassVar, NamedTuple
 
-from seedthink.data.puzzles.problem import Problem, check_knobs
+from seedthink.data.puzzles.problem import Habits, Problem, check_knobs
 from seedthink.errors import DataError
 
 OPERATIONS = ("+", "-", "*")
 SYSTEMATIC = (2, 1, 0)
-# Of the imperfect chains, this share sets numbers aside in turn; the others choose at random, with repeats.
-SYSTEMATIC_SHARE = 0.5
-REPEATS = 4
+HASTY = (0, 1, 2)
+GIVES_UP = 0.7  # probability that a hasty writer stops after a trial
 MAX_DRAWS = 10_000
 
 
@@ -92,25 +93,25 @@ class Countdown:
 
     def solve(self, problem: Problem) -> str:
         """Systematic search without a slip, up to the first hit."""
-        return self._write(problem, Random(0), 0.0, SYSTEMATIC)
+        return self._write(problem, Random(0), SYSTEMATIC, slips=0.0, gives_up=0.0)
 
-    def cold_start(self, problem: Problem, rng: Random, noise: float) -> str:
-        """Gives up after a trial with probability `noise`, slips in each number with a quarter of it, may repeat."""
-        if rng.random() < SYSTEMATIC_SHARE:
-            return self._write(problem, rng, noise, SYSTEMATIC)
-        return self._write(problem, rng, noise, [rng.randrange(3) for _ in range(REPEATS)])
+    def cold_start(self, problem: Problem, rng: Random, habits: Habits) -> str:
+        """A search whose numbers are wrong with probability `slips`, systematic or a hasty writer's."""
+        if rng.random() < habits.hasty:
+            return self._write(problem, rng, HASTY, slips=habits.slips, gives_up=GIVES_UP)
+        return self._write(problem, rng, SYSTEMATIC, slips=habits.slips, gives_up=0.0)
 
-    def _write(self, problem: Problem, rng: Random, noise: float, order: Iterable[int]) -> str:
+    def _write(self, problem: Problem, rng: Random, order: Iterable[int], slips: float, gives_up: float) -> str:
         target = problem.reference["target"]
         words: list[str] = []
         for aside, left, right in _splits(problem.reference["numbers"], order):
             words += [str(aside), ":", str(left), str(right)]
             for inside in OPERATIONS:
-                inner = _slip(apply(inside, left, right), rng, noise / 4)
+                inner = _slip(apply(inside, left, right), rng, slips)
                 words += [inside, self._word(inner)]
                 outer = "+"
                 for _ in range(2):
-                    value = _slip(apply(outer, inner, aside), rng, noise / 4)
+                    value = _slip(apply(outer, inner, aside), rng, slips)
                     words += [self._word(value), "=" if value == target else "<" if value < target else ">"]
                     if value == target:
                         step = (aside, inner) if outer == "-" and inner < aside else (inner, aside)
@@ -118,7 +119,7 @@ class Countdown:
                         return f"{' '.join(words)} </think> {expression(Trial(left, inside, right, outer, aside))}"
                     outer = "*" if value < target else "-"
                 trial = Trial(left, inside, right, outer, aside)
-                if rng.random() < noise:
+                if rng.random() < gives_up:
                     return f"{' '.join(words)} </think> {expression(trial)}"
         return f"{' '.join(words)} </think> {expression(trial)}"
 

@@ -28,6 +28,24 @@ class Problem:
     reference: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """How the writers of imperfect chains of thought err.
+
+    slips: probability, for each number written, that it is wrong. hasty: share of the chains whose writer takes short
+    cuts, as his family describes it; the others write as `solve` does. A writer keeps his habit to the end of a chain,
+    so a critic can learn to see it early, and reinforcement finds out which habit pays.
+    """
+
+    slips: float = 0.0
+    hasty: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in (("slips", self.slips), ("hasty", self.hasty)):
+            if not 0.0 <= value <= 1.0:
+                raise ConfigError(f"{name} of a puzzle source is {value:g}; it is a probability and must be in 0..1")
+
+
 class Family(Protocol):
     """A puzzle family with its difficulty knobs set; a frozen dataclass whose fields are the knobs."""
 
@@ -41,8 +59,8 @@ class Family(Protocol):
         """A correct response: chain of thought, `</think>`, answer. It starts inside the think block."""
         ...
 
-    def cold_start(self, problem: Problem, rng: Random, noise: float) -> str:
-        """A response in the same form that errs; `noise` in 0..1 is the family's probability of a slip per step."""
+    def cold_start(self, problem: Problem, rng: Random, habits: Habits) -> str:
+        """A response in the same form that errs as `habits` say."""
         ...
 
 

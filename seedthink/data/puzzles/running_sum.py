@@ -3,7 +3,10 @@
     sum 3 7 9 mod 10   ->   3 + 7 = 0 + 9 = 9 </think> 9
 
 Each step is one small fact, so a writer that slips with probability p per step is right about (1 - p)^(terms - 1) of
-the time, and a model that imitates it has that much to gain.
+the time, and a model that imitates it has that much to gain. A hasty writer adds two terms at a time and gets most of
+these steps wrong:
+
+    3 + 7 + 9 = 4 </think> 4
 """
 
 from __future__ import annotations
@@ -12,7 +15,9 @@ from dataclasses import dataclass
 from random import Random
 from typing import ClassVar
 
-from seedthink.data.puzzles.problem import Problem, check_knobs
+from seedthink.data.puzzles.problem import Habits, Problem, check_knobs
+
+HASTY_SLIPS = 0.6  # probability that a hasty writer's sum of two terms at a time is wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +51,21 @@ class RunningSum:
 
     def solve(self, problem: Problem) -> str:
         """Every partial sum, then the last one as the answer."""
-        return self._write(problem, Random(0), 0.0)
+        return self._write(problem, Random(0), stride=1, slips=0.0)
 
-    def cold_start(self, problem: Problem, rng: Random, noise: float) -> str:
-        """Each partial sum is wrong with probability `noise`, uniformly among the wrong residues."""
-        return self._write(problem, rng, noise)
+    def cold_start(self, problem: Problem, rng: Random, habits: Habits) -> str:
+        """Partial sums that are wrong, uniformly among the wrong residues: with `slips`, a hasty writer's more often."""
+        if rng.random() < habits.hasty:
+            return self._write(problem, rng, stride=2, slips=max(habits.slips, HASTY_SLIPS))
+        return self._write(problem, rng, stride=1, slips=habits.slips)
 
-    def _write(self, problem: Problem, rng: Random, noise: float) -> str:
-        terms = problem.reference["terms"]
-        total = terms[0]
+    def _write(self, problem: Problem, rng: Random, stride: int, slips: float) -> str:
+        total, *terms = problem.reference["terms"]
         words = [str(total)]
-        for term in terms[1:]:
-            total = (total + term) % self.modulus
-            if rng.random() < noise:
+        for start in range(0, len(terms), stride):
+            added = terms[start : start + stride]
+            total = (total + sum(added)) % self.modulus
+            if rng.random() < slips:
                 total = (total + rng.randrange(1, self.modulus)) % self.modulus
-            words += ["+", str(term), "=", str(total)]
+            words += [word for term in added for word in ("+", str(term))] + ["=", str(total)]
         return " ".join([*words, "</think>", str(total)])
