@@ -16,6 +16,7 @@ from seedthink.config.convert import convert
 from seedthink.config.tree import get, keys
 from seedthink.errors import ConfigError
 
+_MEASURED = ("explained_variance", "evaluations", "evaluate_every", "held_out_batches")
 # (pattern of keys, why they have no effect, what to do)
 Rule = tuple[str, str, str]
 
@@ -92,13 +93,13 @@ def _critic_rules(config: RlConfig) -> Iterator[Rule]:
         for section in ("critic_optimizer", "value_pretraining"):
             yield f"{section}.*", reason, "remove it, or choose a preset with a critic (vapo, ppo)"
     elif config.value_pretraining.critic_path:
-        for key in ("max_steps", "explained_variance", "evaluations"):
+        for key in ("max_steps", *_MEASURED):
             yield (
                 f"value_pretraining.{key}",
                 "value_pretraining.critic_path brings a trained critic",
                 "remove one of them",
             )
     elif not config.value_pretraining.max_steps:
-        for key in ("explained_variance", "evaluations"):
+        for key in _MEASURED:
             reason = "value_pretraining.max_steps = 0 leaves value pretraining out"
             yield f"value_pretraining.{key}", reason, "remove it, or raise max_steps"

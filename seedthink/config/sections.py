@@ -184,12 +184,16 @@ class OptimizerConfig:
 class ValuePretrainingConfig:
     """Teaching the critic on the frozen start policy before the policy moves."""
 
-    max_steps: Count = 40
+    max_steps: Count = 100
     """Most rollout batches to spend; 0 leaves value pretraining out."""
     explained_variance: Fraction = 0.4
     """Held-out explained variance to reach before it may end."""
     evaluations: Positive = 5
-    """Evaluations over which explained variance must stay flat before it may end."""
+    """Measurements over which explained variance must stay flat before it may end."""
+    evaluate_every: Positive = 5
+    """Steps between measurements of the held-out explained variance."""
+    held_out_batches: Positive = 4
+    """Rollout batches kept apart to measure explained variance on."""
     critic_path: str = ""
     """Folder of a stored critic to start from instead; a critic trained here is stored in the run folder."""
 

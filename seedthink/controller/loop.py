@@ -45,6 +45,7 @@ class RlJob:
     step: int = 0
     skipped: int = 0
     gap_max: float = 0.0
+    critic_explained: float = 0.0
     before: Mapping[str, Any] | None = None
     last: dict[str, float] = field(default_factory=dict)
 
@@ -176,7 +177,7 @@ def check_skipped(job: RlJob, updates: Sequence[Update]) -> None:
             )
 
 
-_REMEMBERED = ("gap_max", "before")
+_REMEMBERED = ("gap_max", "critic_explained", "before")
 
 
 def save_if_due(job: RlJob) -> None:

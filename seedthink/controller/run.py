@@ -22,7 +22,7 @@ from seedthink.controller.session import Session, open_session, view, workers
 from seedthink.controller.sft import SftJob, evaluate_sft, resume_sft, save_sft, train_sft
 from seedthink.controller.sources import TrainingTexts, held_out_prompts, training_prompts, training_texts
 from seedthink.controller.supervision import supervise
-from seedthink.controller.value_pretraining import pretrain_value
+from seedthink.controller.value_pretraining import Lessons, forget_lessons, pretrain_value, resume_lessons
 from seedthink.engine.engine import EngineSettings
 from seedthink.telemetry.summary import Summary
 from seedthink.types import SamplingParams
@@ -134,14 +134,12 @@ def _rl(config: RlConfig, session: Session, verbose: bool, engine: WorkerGroup) 
     with view(session, "rl", config.run.steps, verbose) as terminal:
         job = RlJob(config, session, engine, prompts, held_out, terminal)
         if not resume(job):
-            job.before = evaluate(job)
-            if config.algorithm.critic and not config.value_pretraining.critic_path:
-                with session.stage("value"):
-                    pretrain_value(job)
-                if session.stop.requested:  # a checkpoint would pass a half-taught critic off as a finished one
-                    terminal.say("stopped during value pretraining; the same command begins it again")
-                    return
+            begin(job)
+            if session.stop.requested:
+                terminal.say("stopped before the first step; the same command goes on from there")
+                return
             save(job)
+            forget_lessons(job)
         with session.stage("rl"):
             train(job)
         save(job)
@@ -151,6 +149,17 @@ def _rl(config: RlConfig, session: Session, verbose: bool, engine: WorkerGroup) 
             return
         after = evaluate(job)
         _finish_rl(job, after)
+
+
+def begin(job: RlJob) -> None:
+    """What comes before the first step: accuracy at the start, and the critic's lessons where it needs any."""
+    lessons = resume_lessons(job)
+    if lessons is None:
+        job.before = evaluate(job)
+        lessons = Lessons()
+    if job.config.algorithm.critic and not job.config.value_pretraining.critic_path:
+        with job.session.stage("value"):
+            pretrain_value(job, lessons)
 
 
 def _finish_rl(job: RlJob, after: Mapping[str, Any] | None) -> None:
@@ -166,6 +175,7 @@ def _finish_rl(job: RlJob, after: Mapping[str, Any] | None) -> None:
             steps=job.step,
             accuracy_before=job.before,
             accuracy_after=after,
+            value_explained=job.critic_explained,
             logp_gap_max=job.gap_max,
             tokens_per_second=job.last.get("perf/throughput", math.nan),
             export=str(exported),

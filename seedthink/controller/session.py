@@ -90,12 +90,14 @@ class Session:
         self.say(f"accuracy after step {step}: {found.overall}")
         return summary
 
-    def restore(self, engine: WorkerGroup, stage: str, steps: int) -> tuple[int, Mapping[str, Any]] | None:
-        """Loads the newest whole checkpoint into the engine and rewinds the folder to it.
+    def restore(
+        self, engine: WorkerGroup, stage: str, steps: int, folder: str = ""
+    ) -> tuple[int, Mapping[str, Any]] | None:
+        """Loads the newest whole checkpoint, of those in `folder` below `checkpoints`, and rewinds the run to it.
 
         Returns its step and what was saved beside the weights; None where there is no checkpoint.
         """
-        path = CheckpointStore(self.run.checkpoints).latest()
+        path = CheckpointStore(self.run.checkpoints / folder).latest()
         if path is None:
             return None
         extra: Mapping[str, Any] = engine.restore(path)

@@ -42,7 +42,7 @@ class EngineWorker(Engine):
     """See the module's docstring. `algorithm` None makes the policy's loss plain imitation (SFT)."""
 
     def __init__(self, place: Place, settings: EngineSettings, algorithm: AlgorithmConfig | None) -> None:
-        torch.set_num_threads(place.threads)
+        torch.set_num_threads(1)  # torch's own team spins while it idles, and takes turns with ours on the same cores
         set_threads(place.threads)
         if algorithm is None:
             losses = Losses(imitation)

@@ -59,7 +59,13 @@ PLANS: tuple[Plan, ...] = (
     ),
     Plan("Truncated answers", ("response_length/clip_ratio",), shown=percent, bounds=(0, None)),
     Plan("Entropy", ("actor/entropy",), bounds=(0, None)),
-    Plan("Value explained variance", ("critic/vf_explained_var",), bounds=(None, 1), with_value_stage=True),
+    Plan(
+        "Value explained variance",
+        ("critic/vf_explained_var", "critic/vf_explained_var_held_out"),
+        ("of each batch", "held-out"),
+        bounds=(None, 1),
+        with_value_stage=True,
+    ),
     Plan("Log-prob gap, generator to trainer", ("rollout/logp_gap_max",), bounds=(0, None)),
     Plan(
         "Clip fraction",

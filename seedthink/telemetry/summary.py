@@ -24,6 +24,8 @@ class Summary:
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Seconds per stage, for instance {"value": 41.0, "rl": 208.5, "eval": 12.1, "total": 262.0}."""
     peak_rss_bytes: int = 0
+    value_explained: float = 0.0
+    """Held-out explained variance of the critic after value pretraining; 0 without a critic."""
     logp_gap_max: float = 0.0
     tokens_per_second: float = 0.0
     """Generated tokens per second of generation."""

@@ -1,7 +1,7 @@
 """What a run shows while it works: one line per step, and a bar only where somebody can see it move.
 
 On a terminal, rich draws the bar and the newest numbers; in a file or a pipe each step is one plain line without
-colour, so logs stay readable. NO_COLOR and TERM=dumb are honoured. Everything shown here also stands in the run folder.
+colour, at most one a second for steps that are faster, so logs stay readable. NO_COLOR and TERM=dumb are honoured. Everything shown here also stands in the run folder.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TextIO
 
@@ -20,6 +20,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("train/loss", "loss", "{:.4f}"),
     ("critic/score/mean", "score", "{:.3f}"),
     ("critic/vf_explained_var", "explained", "{:.2f}"),
+    ("critic/vf_explained_var_held_out", "held-out", "{:.2f}"),
     ("response_length/mean", "length", "{:.0f}"),
     ("actor/entropy", "entropy", "{:.3f}"),
     ("actor/ppo_kl", "kl", "{:.1e}"),
@@ -35,6 +36,7 @@ DETAILS: tuple[tuple[str, str, str], ...] = (
     ("critic/vf_loss", "vf_loss", "{:.4f}"),
     ("rollout/groups_all_equal", "no signal", "{:.2f}"),
 )
+LINE_SECONDS = 1.0  # between two lines of a log; every step stands in metrics.jsonl
 BARS = "".join(chr(0x2581 + height) for height in range(8))
 
 
@@ -44,7 +46,14 @@ class Terminal:
     A health note appears once, at the first step that deserves it; the report counts them all.
     """
 
-    def __init__(self, stage: str, steps: int, verbose: bool = False, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        stage: str,
+        steps: int,
+        verbose: bool = False,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._stage = stage
         self._steps = steps
         self._verbose = verbose
@@ -52,7 +61,9 @@ class Terminal:
         self._scores: list[float] = []
         self._first: dict[str, float] = {}
         self._warned: set[str] = set()
-        self._began = time.monotonic()
+        self._clock = clock
+        self._began = clock()
+        self._printed = -LINE_SECONDS
         self._counted: tuple[str, int | None] = (stage, None)
         self._done = 0
         self._live: Any = None
@@ -71,7 +82,8 @@ class Terminal:
     def step(self, step: int, metrics: Mapping[str, float], stage: str = "", steps: int | None = None) -> None:
         """Show one step of the command's stage, or of another `stage` of `steps` steps that precedes it."""
         if (stage or self._stage, steps) != self._counted:
-            self._counted, self._began, self._done = (stage or self._stage, steps), time.monotonic(), 0
+            self._counted, self._began, self._done = (stage or self._stage, steps), self._clock(), 0
+            self._printed = self._began - LINE_SECONDS
         self._done += 1
         score = metrics.get("critic/score/mean")
         if score is not None:
@@ -81,7 +93,8 @@ class Terminal:
             spark = f"  {sparkline(self._scores)}" if len(self._scores) > 1 else ""
             shown = {"description": stage or self._stage, "total": total or None, "numbers": text + spark}
             self._live.update(self._task, completed=step, **shown)
-        else:
+        elif step == total or self._clock() - self._printed >= LINE_SECONDS:
+            self._printed = self._clock()
             self._print(f"{stage or self._stage} {self._progress(step, total)}  {text}")
         if (stage or self._stage) == "rl":
             self._note(step, metrics)
@@ -111,7 +124,7 @@ class Terminal:
     def _progress(self, step: int, total: int) -> str:
         if not total:
             return f"step {step}"
-        left = (time.monotonic() - self._began) / self._done * (total - step)
+        left = (self._clock() - self._began) / self._done * (total - step)
         return f"step {step:{len(str(total))}d}/{total} {100 * step / total:3.0f} %  eta {duration(left)}"
 
     def _print(self, text: str) -> None:

@@ -16,6 +16,7 @@ from seedthink.config.commands import EvalConfig, RlConfig, SftConfig
 from seedthink.config.loader import load
 from seedthink.controller import quickstart
 from seedthink.controller.run import run_eval, run_rl, run_sft
+from seedthink.controller.value_pretraining import finished
 from seedthink.errors import ConfigError
 
 SUM: dict[str, Any] = {"kind": "puzzle", "family": "running_sum", "min_terms": 2, "max_terms": 3}
@@ -105,16 +106,27 @@ def interrupt_when(stage: str, metrics: Path) -> threading.Thread:
     return thread
 
 
-def test_value_pretraining_that_was_interrupted_is_not_taken_for_finished(start: Path, tmp_path: Path) -> None:
-    taught = {**RL, "run.steps": 1, "value_pretraining.max_steps": 40}
-    watcher = interrupt_when("value", tmp_path / "rl" / "metrics.jsonl")
-    run = run_rl(config(RlConfig, start, tmp_path, **taught))
+def test_interrupted_value_pretraining_goes_on_and_ends_as_if_it_never_stopped(start: Path, tmp_path: Path) -> None:
+    taught = {**RL, "run.steps": 1, "value_pretraining.max_steps": 24, "value_pretraining.held_out_batches": 1}
+    parts = tmp_path / "parts"
+    watcher = interrupt_when("value", parts / "rl" / "metrics.jsonl")
+    run = run_rl(config(RlConfig, start, parts, **taught))
     watcher.join()
-    assert 1 <= len(lines(run, "value")) < 40
-    assert not list((run / "checkpoints").glob("*"))
-    again = run_rl(config(RlConfig, start, tmp_path, **{**taught, "value_pretraining.max_steps": 3}))
-    assert [row["step"] for row in lines(again, "value")] == [1, 2, 3]
-    assert json.loads((again / "summary.json").read_text())["status"] == "finished"
+    assert 1 <= len(lines(run, "value")) < 24
+    assert not list((run / "checkpoints").glob("step-*")), "a half-taught critic must not pass for a finished one"
+    resumed = run_rl(config(RlConfig, start, parts, **taught))
+    whole = run_rl(config(RlConfig, start, tmp_path / "whole", **taught))
+    assert [row["step"] for row in lines(resumed, "value")] == list(range(1, 25))
+    critics = [(run / "critic" / "model.safetensors").read_bytes() for run in (whole, resumed)]
+    assert critics[0] == critics[1]
+    assert not (resumed / "checkpoints" / "value").exists()
+
+
+def test_value_pretraining_ends_when_explained_variance_is_high_and_flat() -> None:
+    assert not finished([0.41, 0.42, 0.43], 0.4, evaluations=4), "too few measurements"
+    assert finished([0.1, 0.41, 0.42, 0.43, 0.44], 0.4, evaluations=4)
+    assert not finished([0.41, 0.42, 0.43, 0.47], 0.4, evaluations=4), "still rising"
+    assert not finished([0.39, 0.42, 0.43, 0.42], 0.4, evaluations=4), "not high enough all the time"
 
 
 def test_group_baselines_run_without_a_critic(start: Path, tmp_path: Path) -> None:

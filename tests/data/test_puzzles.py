@@ -1,4 +1,4 @@
-"""Puzzle families: perfect chains are right, noise makes them wrong as often as the formula says, splits never meet."""
+"""Puzzle families: perfect chains are right, habits make them wrong as often as they say, splits never meet."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from seedthink.data.puzzle_tokenizer import build_puzzle_tokenizer
-from seedthink.data.puzzles import FAMILIES, Problem, check_disjoint, family, make, split_of
+from seedthink.data.puzzles import FAMILIES, Family, Habits, Problem, check_disjoint, family, make, split_of
 from seedthink.data.puzzles.countdown import Countdown, Trial, expression
 from seedthink.data.puzzles.running_sum import RunningSum
 from seedthink.errors import ConfigError, DataError
@@ -70,23 +70,47 @@ def test_a_difference_puts_the_larger_operand_first() -> None:
     assert expression(Trial(2, "*", 5, "-", 8)) == "( 2 * 5 ) - 8"
 
 
-def test_noise_makes_a_running_sum_right_about_one_minus_noise_to_the_steps() -> None:
-    chosen = RunningSum(min_terms=6, max_terms=6)
+def chains(chosen: Family, habits: Habits, count: int = 1000) -> tuple[list[str], float]:
+    """Imperfect chains for `count` problems, and the share of them that is right."""
     rng = Random(0)
-    problems = make(chosen, seed=0, count=2000)
-    right = sum(is_right(problem, chosen.cold_start(problem, rng, 0.15)) for problem in problems) / 2000
+    problems = make(chosen, seed=0, count=count)
+    responses = [chosen.cold_start(problem, rng, habits) for problem in problems]
+    return responses, sum(map(is_right, problems, responses)) / count
+
+
+def test_slips_make_a_running_sum_right_about_one_minus_slips_to_the_steps() -> None:
+    _, right = chains(RunningSum(min_terms=6, max_terms=6), Habits(slips=0.15), count=2000)
     # 0.85^5 = 0.444, and two slips cancel now and then
     assert 0.42 < right < 0.50
 
 
-def test_noise_leaves_countdown_mediocre_but_alive_and_short() -> None:
+def test_a_hasty_writer_adds_two_terms_at_a_time_and_is_mostly_wrong() -> None:
+    responses, right = chains(RunningSum(min_terms=6, max_terms=6), Habits(hasty=1.0))
+    # 6 terms are the first, two pairs and a rest: 3 sums, (1 - 0.7)^3 = 0.03, and slips cancel now and then
+    assert {response.count("=") for response in responses} == {3}
+    assert 0.02 < right < 0.15
+
+
+def test_a_hasty_searcher_begins_at_the_other_end_and_mostly_gives_up() -> None:
     chosen = family("countdown")
-    rng = Random(0)
+    careful, right = chains(chosen, Habits())
+    hasty, seldom = chains(chosen, Habits(hasty=1.0))
+    assert right == 1.0 and 0.1 < seldom < 0.35
     problems = make(chosen, seed=0, count=1000)
-    responses = [chosen.cold_start(problem, rng, 0.2) for problem in problems]
-    right = sum(map(is_right, problems, responses)) / 1000
-    assert 0.35 < right < 0.60
-    assert max(len(response.split()) for response in responses) <= 110
+    assert all(int(text.split()[0]) == problem.reference["numbers"][2] for text, problem in zip(careful, problems, strict=True))
+    assert all(int(text.split()[0]) == problem.reference["numbers"][0] for text, problem in zip(hasty, problems, strict=True))
+    assert max(len(response.split()) for response in careful + hasty) <= 110
+
+
+def test_a_mixture_of_writers_is_mediocre_but_alive() -> None:
+    for name in FAMILIES:
+        _, right = chains(family(name), Habits(slips=0.02, hasty=0.55))
+        assert 0.3 < right < 0.65
+
+
+def test_habits_are_probabilities() -> None:
+    with pytest.raises(ConfigError, match=r"hasty of a puzzle source is 1\.5; .* in 0\.\.1"):
+        Habits(hasty=1.5)
 
 
 def test_the_24_point_game_is_a_countdown_with_one_target() -> None:

@@ -41,6 +41,16 @@ def test_a_stage_before_counts_its_own_steps() -> None:
     assert first.startswith("value step  1/40   2 %") and second.startswith("rl step   1/400")
 
 
+def test_steps_faster_than_a_line_a_second_share_lines_but_the_last_step_has_its_own() -> None:
+    stream, now = io.StringIO(), [0.0]
+    with Terminal("sft", 10, stream=stream, clock=lambda: now[0]) as view:
+        for step in range(1, 11):  # at 0.0, 0.4, ... 3.6 seconds
+            view.step(step, METRICS)
+            now[0] += 0.4
+    shown = [text.split("/")[0] for text in stream.getvalue().splitlines()]
+    assert shown == ["sft step  1", "sft step  4", "sft step  7", "sft step 10"]
+
+
 def test_a_health_note_is_shown_once() -> None:
     stream = io.StringIO()
     with Terminal("rl", 9, stream=stream) as view:

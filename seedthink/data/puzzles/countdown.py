@@ -25,7 +25,7 @@ from seedthink.errors import DataError
 OPERATIONS = ("+", "-", "*")
 SYSTEMATIC = (2, 1, 0)
 HASTY = (0, 1, 2)
-GIVES_UP = 0.7  # probability that a hasty writer stops after a trial
+GIVES_UP = 0.8  # probability that a hasty writer stops after a trial
 MAX_DRAWS = 10_000
 
 

@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from seedthink.data.puzzles.problem import Habits, Problem, check_knobs
 
-HASTY_SLIPS = 0.6  # probability that a hasty writer's sum of two terms at a time is wrong
+HASTY_SLIPS = 0.7  # probability that a hasty writer's sum of two terms at a time is wrong
 
 
 @dataclass(frozen=True, slots=True)
