@@ -1,6 +1,6 @@
 """`seedthink quickstart`: a small reasoning model from nothing, by the same commands that a real job uses.
 
-    build a Qwen3-MoE and a tokenizer -> sft -> rl (value pretraining, VAPO) -> export; evaluated before and after
+    build a Qwen3-MoE and a tokenizer -> sft -> rl (value pretraining, VAPO) -> eval, thinking freely and not at all
 
 The settings stand in recipes/quickstart. With `compare`, GRPO and longer SFT run for the same time from the same start.
 """
@@ -14,9 +14,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from seedthink.config.commands import RlConfig, SftConfig
+from seedthink.config.commands import EvalConfig, RlConfig, SftConfig
 from seedthink.config.loader import load
-from seedthink.controller.run import run_rl, run_sft
+from seedthink.controller.run import run_eval, run_rl, run_sft
 from seedthink.data.puzzle_tokenizer import build_puzzle_tokenizer
 from seedthink.engine.model_io import save_model
 from seedthink.models.config import ModelConfig
@@ -43,19 +43,23 @@ def run_quickstart(
     start = run / "start"
     if not (start / "config.json").exists():
         build_start(start, seed)
-    common: dict[str, Any] = {
-        "run.folder": str(folder),
-        "run.seed": seed,
-        "run.resume": "fresh" if fresh else "auto",
-        "controller.kind": controller,
-    }
-    say("1/2  cold start: supervised fine-tuning on imperfect chains of thought")
+    placed: dict[str, Any] = {"run.folder": str(folder), "controller.kind": controller}
+    common = {**placed, "run.seed": seed, "run.resume": "fresh" if fresh else "auto"}
+    say("1/3  cold start: supervised fine-tuning on imperfect chains of thought")
     cold = run_sft(recipe("sft", SftConfig, {**common, "model.path": str(start)}), verbose)
     if not (cold / "export").exists():  # Ctrl-C: the same command goes on
         return [cold]
     exported = {"model.path": str(cold / "export")}
-    say("2/2  reinforcement learning: value pretraining, then VAPO")
+    say("2/3  reinforcement learning: value pretraining, then VAPO")
     trained = run_rl(recipe("rl", RlConfig, {**common, **exported}), verbose)
+    if not (trained / "export").exists():
+        return [trained]
+    say("3/3  evaluation on other held-out problems")
+    for thinking in ("free", "empty"):
+        wanted = {"run.seed": seed + 1, "run.name": f"quickstart/eval-{thinking}", "evaluation.thinking": thinking}
+        found = run_eval(recipe("eval", EvalConfig, {**placed, **wanted, "model.path": str(trained / "export")}))
+        points = [f"{100 * found[name]:.1f}" for name in ("mean", "low", "high")]
+        say("accuracy with {} think block: {} % ({} to {})".format("a free" if thinking == "free" else "an empty", *points))
     if not compare:
         return [trained]
     return [trained, *_compare(common | exported, trained, verbose, say)]

@@ -65,8 +65,9 @@ def view(run: RunData, beside: Sequence[RunData] = ()) -> dict[str, Any]:
 
 
 def _side_by_side(main: RunData, others: Sequence[RunData]) -> Comparison | None:
-    """Compare a run with those that were measured too; the fine-tuning that made its start is a part, no rival."""
-    measured = [run for run in others if run.summary.get("accuracy_after") and run.name != "sft"]
+    """Compare a run with those that were trained too; the fine-tuning that made its start is a part, no rival."""
+    trained = [run for run in others if run.summary.get("accuracy_after") and run.command != "eval"]
+    measured = [run for run in trained if run.name != "sft"]
     return comparison([main, *measured]) if measured else None
 
 
@@ -128,6 +129,11 @@ def _facts(run: RunData) -> list[tuple[str, str, str]]:
         facts.append((f"{summary['tokens_per_second']:,.0f}", "tok/s", "generation"))
     if summary.get("peak_rss_bytes"):
         facts.append((f"{summary['peak_rss_bytes'] / 2**30:.2f}", "GiB", "peak memory, all processes"))
+    for part in run.parts:
+        if part.command == "eval" and part.summary.get("accuracy_after"):
+            measured, thinking = part.summary["accuracy_after"], part.settings.get("evaluation", {}).get("thinking")
+            block = "with an empty think block" if thinking == "empty" else "on other held-out problems"
+            facts.append((_points(measured["mean"]), "%", f"accuracy {block} ({_range(measured)})"))
     if run.series("rollout/logp_gap_max"):
         gap = summary.get("logp_gap_max") or 0.0
         facts.append(
