@@ -3,21 +3,22 @@
     sum 3 7 9 mod 10   ->   3 + 7 = 0 + 9 = 9 </think> 9
 
 Each step is one small fact, so a writer that slips with probability p per step is right about (1 - p)^(terms - 1) of
-the time, and a model that imitates it has that much to gain. A hasty writer adds two terms at a time and gets most of
-these steps wrong:
+the time, and a model that imitates it has that much to gain. A hasty writer begins at the other end of the list and is
+likely to stop after any sum, taking it for the answer:
 
-    3 + 7 + 9 = 4 </think> 4
+    9 + 7 = 6 </think> 6
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import ClassVar
 
 from seedthink.data.puzzles.problem import Habits, Problem, check_knobs
 
-HASTY_SLIPS = 0.7  # probability that a hasty writer's sum of two terms at a time is wrong
+GIVES_UP = 0.5  # probability that a hasty writer stops after a sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +52,23 @@ class RunningSum:
 
     def solve(self, problem: Problem) -> str:
         """Every partial sum, then the last one as the answer."""
-        return self._write(problem, Random(0), stride=1, slips=0.0)
+        return self._write(problem.reference["terms"], Random(0), slips=0.0, gives_up=0.0)
 
     def cold_start(self, problem: Problem, rng: Random, habits: Habits) -> str:
-        """Partial sums that are wrong, uniformly among the wrong residues: with `slips`, a hasty writer's more often."""
+        """Partial sums that are wrong with probability `slips`, uniformly among the wrong residues."""
+        terms = problem.reference["terms"]
         if rng.random() < habits.hasty:
-            return self._write(problem, rng, stride=2, slips=max(habits.slips, HASTY_SLIPS))
-        return self._write(problem, rng, stride=1, slips=habits.slips)
+            return self._write(terms[::-1], rng, habits.slips, GIVES_UP)
+        return self._write(terms, rng, habits.slips, gives_up=0.0)
 
-    def _write(self, problem: Problem, rng: Random, stride: int, slips: float) -> str:
-        total, *terms = problem.reference["terms"]
+    def _write(self, terms: Sequence[int], rng: Random, slips: float, gives_up: float) -> str:
+        total = terms[0]
         words = [str(total)]
-        for start in range(0, len(terms), stride):
-            added = terms[start : start + stride]
-            total = (total + sum(added)) % self.modulus
+        for term in terms[1:]:
+            total = (total + term) % self.modulus
             if rng.random() < slips:
                 total = (total + rng.randrange(1, self.modulus)) % self.modulus
-            words += [word for term in added for word in ("+", str(term))] + ["=", str(total)]
+            words += ["+", str(term), "=", str(total)]
+            if rng.random() < gives_up:
+                break
         return " ".join([*words, "</think>", str(total)])
