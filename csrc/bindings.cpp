@@ -9,6 +9,7 @@
 #include "common/pool.h"
 #include "common/view.h"
 #include "linear/linear.h"
+#include "linear/pairs.h"
 #include "logprob/logprob.h"
 #include "moe/moe.h"
 #include "norm/norm.h"
@@ -91,6 +92,7 @@ using release = py::call_guard<py::gil_scoped_release>;
 py::dict build_info() {
   py::dict info;
   info["compiler"] = ST_COMPILER;
+  info["amx"] = seedthink::amx_note();
   info["cuda"] = static_cast<bool>(ST_CUDA);
   info["cuda_note"] = ST_CUDA_NOTE;
   info["cuda_archs"] = ST_CUDA_ARCHS;
@@ -105,7 +107,8 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "seedthink's native kernels; use them through seedthink.kernels";
   m.def("build_info", &build_info);
-  m.def("isa", &seedthink::isa_name);
+  m.def("isa", &seedthink::device_class);
+  m.def("emulate_amx", &seedthink::emulate_amx);
   m.def("threads", &seedthink::threads);
   m.def("set_threads", &seedthink::set_threads);
 

@@ -28,8 +28,9 @@ def native() -> ModuleType:
 def build_info() -> dict[str, Any]:
     """What was built and what runs.
 
-    Keys: compiler, isa (instruction set in use), threads, torch (version), cuda (kernels built), cuda_note (compiler or
-    why not), cuda_archs, gpu (whether torch sees one), gpu_note. DeviceError when the native library is missing.
+    Keys: compiler, isa (the device class: instruction set in use and way of bfloat16 products, docs/kernels.md), amx
+    ("in use" or why not), threads, torch (version), cuda (kernels built), cuda_note (compiler or why not), cuda_archs,
+    gpu (whether torch sees one), gpu_note. DeviceError when the native library is missing.
     """
     library = native()
     info: dict[str, Any] = dict(library.build_info())

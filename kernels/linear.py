@@ -1,7 +1,8 @@
 """Row-exact product y = x W^T: one chain of fused multiply-adds over k ascending per output element.
 
 The order of the sum depends on K alone, so a row's bits do not depend on how many rows stand beside it, on the split of
-N or on threads. float32 operands, or operands rounded to bfloat16 (vdpbf16ps over pairs of k); accumulation is fp32.
+N or on threads. float32 operands, or operands rounded to bfloat16 (a chain of vdpbf16ps over pairs of k, or of AMX tile
+products over 16 pairs: docs/kernels.md); accumulation is fp32.
 Derivatives: dx = dy W (the same product with W^T's panels), dW = dy^T x (chains over 256 steps of tokens, added in
 order; in bfloat16 the operands are rounded as in the forward).
 """

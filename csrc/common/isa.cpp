@@ -13,14 +13,17 @@ Isa detect() {
   if (best == Isa::avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
     best = Isa::avx512;
-  if (const char* asked = std::getenv("SEEDTHINK_ISA")) {
-    if (std::strcmp(asked, "portable") == 0) return Isa::portable;
-    if (std::strcmp(asked, "avx2") == 0 && best != Isa::portable) return Isa::avx2;
-  }
+  if (asked_isa("portable")) return Isa::portable;
+  if (asked_isa("avx2") && best != Isa::portable) return Isa::avx2;
   return best;
 }
 
 }  // namespace
+
+bool asked_isa(const char* name) {
+  const char* asked = std::getenv("SEEDTHINK_ISA");
+  return asked != nullptr && std::strcmp(asked, name) == 0;
+}
 
 Isa isa() {
   static const Isa chosen = detect();
@@ -30,11 +33,6 @@ Isa isa() {
 bool has_bf16_dot() {
   static const bool yes = isa() == Isa::avx512 && __builtin_cpu_supports("avx512bf16");
   return yes;
-}
-
-const char* isa_name() {
-  if (isa() == Isa::avx512) return has_bf16_dot() ? "avx512-bf16" : "avx512";
-  return isa() == Isa::avx2 ? "avx2" : "portable";
 }
 
 }  // namespace seedthink

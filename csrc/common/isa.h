@@ -1,14 +1,14 @@
 // Instruction sets. A kernel file is compiled once per set with ST_ISA naming the namespace; the choice is made at run
-// time. Bits are promised within one set (the device class), which `device_class()` in bindings.cpp reports.
+// time. Bits are promised within one device class: the set, and the way of bfloat16 products (linear/pairs.h).
 #pragma once
 
 namespace seedthink {
 
 enum class Isa { portable, avx2, avx512 };
 
-Isa isa();                    // the best this CPU has, or what SEEDTHINK_ISA asks for
-const char* isa_name();       // "portable", "avx2", "avx512" or "avx512-bf16"
-bool has_bf16_dot();          // vdpbf16ps
+Isa isa();                          // the best this CPU has, or what SEEDTHINK_ISA asks for
+bool asked_isa(const char* name);   // whether SEEDTHINK_ISA is `name`
+bool has_bf16_dot();                // vdpbf16ps
 
 }  // namespace seedthink
 

@@ -6,7 +6,8 @@
 //
 // bfloat16 operands travel in pairs of neighbouring k (even k in the low half; an odd K gets a zero). Where the CPU has
 // vdpbf16ps one step is that instruction, elsewhere it is two fused multiply-adds, even k first: the instruction rounds
-// differently and flushes subnormals, so the two are different device classes and differ in the last bits.
+// differently and flushes subnormals, so the two are different device classes and differ in the last bits. Where it has
+// AMX the chain is one of tile products over 16 pairs each (linear/tile_walk.h), a third device class.
 #pragma once
 
 #include <algorithm>
@@ -15,15 +16,17 @@
 #include <type_traits>
 
 #include "common/simd.h"
+#include "linear/pairs.h"
+#include "linear/panel.h"
+#include "linear/tile_walk.h"
 
 namespace seedthink::ST_ISA {
-
-constexpr int64_t kPanel = 64;
 
 struct Single {  // float32 operands, one k per step
   using Cell = float;
   using Reg = vf;
   static constexpr int64_t kPerStep = 1;
+  static constexpr bool kOnTiles = false;
   static Reg read(const Cell* p) { return load(p); }
   static Reg repeat(const Cell* p) { return splat(*p); }
   static vf step(vf acc, Reg a, Reg b) { return fma(a, b, acc); }
@@ -34,6 +37,7 @@ struct PairWiden {  // bfloat16 pairs, widened
   using Reg = vu;
   typedef uint32_t vu_u __attribute__((vector_size(64), aligned(4), may_alias));
   static constexpr int64_t kPerStep = 2;
+  static constexpr bool kOnTiles = false;
   static Reg read(const Cell* p) { return *reinterpret_cast<const vu_u*>(p); }
   static Reg repeat(const Cell* p) { return Reg{} + *p; }
   static vf step(vf acc, Reg a, Reg b) {
@@ -49,6 +53,36 @@ struct PairDot : PairWiden {  // bfloat16 pairs, vdpbf16ps
 #else
 using PairDot = PairWiden;
 #endif
+
+struct PairTilesEmulated : PairWiden {  // bfloat16 pairs on tiles: what tdpbf16ps is documented to give
+  static constexpr bool kOnTiles = true;
+  using Tiles = EmulatedTiles;
+};
+
+#if defined(__AMX_BF16__)
+struct PairTiles : PairDot {  // bfloat16 pairs, tdpbf16ps
+  static constexpr bool kOnTiles = true;
+  using Tiles = HardwareTiles;
+};
+#else
+using PairTiles = PairTilesEmulated;
+#endif
+
+// Calls call(Kind{}) for float32 products, or for the way in which this machine computes bfloat16 products.
+template <typename Call>
+void with_kind(bool half, const Call& call) {
+  if (!half) return call(Single{});
+  switch (pairs()) {
+    case Pairs::widen:
+      return call(PairWiden{});
+    case Pairs::dot:
+      return call(PairDot{});
+    case Pairs::tiles:
+      return call(PairTiles{});
+    case Pairs::tiles_emulated:
+      return call(PairTilesEmulated{});
+  }
+}
 
 // Block shape: accumulators, one row of the panel and one repeated operand fill the vector registers.
 #if defined(__AVX512F__)
@@ -131,19 +165,27 @@ void rows_times_panel(const typename Kind::Cell* a, int64_t row, int64_t step, i
   }
 }
 
-inline int64_t panel_count(int64_t n) { return (n + kPanel - 1) / kPanel; }
 template <typename Kind>
 int64_t steps_of(int64_t k) {
   return (k + Kind::kPerStep - 1) / Kind::kPerStep;
 }
 
-// Rows times every panel of a packed matrix with `n` columns: y[r, 0..n).
+// Cells from one row of a left operand to the next, where this library lays it out itself.
+template <typename Kind>
+int64_t pitch_of(int64_t k) {
+  return Kind::kOnTiles ? tile_pitch(steps_of<Kind>(k)) : steps_of<Kind>(k);
+}
+
+// Rows times every panel of a packed matrix with `n` columns: y[r, 0..n). On tiles `step` is 1 and `row` a pitch_of().
 template <typename Kind>
 void rows_times_panels(const typename Kind::Cell* a, int64_t row, int64_t step, int64_t rows,
                        const typename Kind::Cell* panels, int64_t steps, float* y, int64_t ldy, int64_t n, bool add) {
-  for (int64_t p = 0; p < panel_count(n); ++p)
-    rows_times_panel<Kind>(a, row, step, rows, panels + p * steps * kPanel, steps, y + p * kPanel, ldy,
-                           std::min(kPanel, n - p * kPanel), add);
+  if constexpr (Kind::kOnTiles)
+    return tiles_times_panels<typename Kind::Tiles>(a, row, rows, panels, steps, y, ldy, n, add);
+  else
+    for (int64_t p = 0; p < panel_count(n); ++p)
+      rows_times_panel<Kind>(a, row, step, rows, panels + p * steps * kPanel, steps, y + p * kPanel, ldy,
+                             std::min(kPanel, n - p * kPanel), add);
 }
 
 // bfloat16 bits (low half of each lane) by round to nearest even; NaN stays NaN.
@@ -153,7 +195,8 @@ inline vu round_bits(vf x) {
   return (u & 0x7fffffffu) > 0x7f800000u ? (u >> 16) | 0x40u : rounded;
 }
 
-// One row of activations as cells: out[s] holds x[s] (Single) or the pair x[2s], x[2s + 1].
+// One row of activations as cells: out[s] holds x[s] (Single) or the pair x[2s], x[2s + 1]; on tiles, then zeros to the
+// end of the last tile.
 template <typename Kind>
 void row_cells(const float* x, int64_t k, typename Kind::Cell* out) {
   if constexpr (Kind::kPerStep == 1) {
@@ -161,7 +204,7 @@ void row_cells(const float* x, int64_t k, typename Kind::Cell* out) {
   } else {
     int64_t i = 0;
 #if defined(__AVX512BF16__)
-    if constexpr (std::is_same_v<Kind, PairDot>)
+    if constexpr (std::is_base_of_v<PairDot, Kind>)
       for (; i + 2 * kLanes <= k; i += 2 * kLanes) {
         const __m512bh both = _mm512_cvtne2ps_pbh((__m512)load(x + i + kLanes), (__m512)load(x + i));
         _mm512_storeu_si512(out + i / 2, (__m512i)both);
@@ -169,6 +212,8 @@ void row_cells(const float* x, int64_t k, typename Kind::Cell* out) {
 #endif
     for (; i < k; i += 2)
       out[i / 2] = round_bf16(x[i]) | (i + 1 < k ? static_cast<uint32_t>(round_bf16(x[i + 1])) << 16 : 0u);
+    if constexpr (Kind::kOnTiles)
+      for (i = steps_of<Kind>(k); i % kTileSide != 0; ++i) out[i] = 0;
   }
 }
 
@@ -176,7 +221,7 @@ void row_cells(const float* x, int64_t k, typename Kind::Cell* out) {
 template <typename Kind>
 typename Kind::Reg pair_up(vf even, vf odd) {
 #if defined(__AVX512BF16__)
-  if constexpr (std::is_same_v<Kind, PairDot>) {
+  if constexpr (std::is_base_of_v<PairDot, Kind>) {
     alignas(64) static constexpr uint16_t kInterleave[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,
                                                              21, 6, 22, 7, 23, 8,  24, 9,  25, 10, 26,
                                                              11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
@@ -243,6 +288,7 @@ void weight_grad_tile(const DyRow& dy_row, const XRow& x_row, int64_t T, int64_t
   using Cell = typename Kind::Cell;
   const int64_t height = n1 - n0, width = k1 - k0, pitch = (height + kLanes - 1) / kLanes * kLanes + kLanes;
   Cell* left = scratch<Cell>(0, kChainSteps * pitch);
+  int64_t row = 1, step = pitch;
   Cell* right = scratch<Cell>(1, kChainSteps * panel_count(width) * kPanel);
   if (T == 0)
     for (int64_t n = n0; n < n1; ++n) std::fill(dw + n * ldw + k0, dw + n * ldw + k1, 0.f);
@@ -262,7 +308,15 @@ void weight_grad_tile(const DyRow& dy_row, const XRow& x_row, int64_t T, int64_t
         across_cells<Kind>(x + k, paired ? next_x + k : nullptr, std::min(kPanel, k1 - k),
                            right + ((k - k0) / kPanel * steps + s) * kPanel);
     }
-    rows_times_panels<Kind>(left, 1, pitch, height, right, steps, dw + n0 * ldw + k0, ldw, width, t0 > 0);
+    const Cell* rows = left;
+    if constexpr (Kind::kOnTiles) {  // whose left operand must have the steps of a row side by side
+      row = tile_pitch(kChainSteps), step = 1;
+      std::fill(left + steps * pitch, left + (steps + kTileSide - 1) / kTileSide * kTileSide * pitch, Cell{});
+      Cell* turned = scratch<Cell>(2, (pitch - kLanes) * row);
+      turn_cells(left, pitch, steps, height, turned, row);
+      rows = turned;
+    }
+    rows_times_panels<Kind>(rows, row, step, height, right, steps, dw + n0 * ldw + k0, ldw, width, t0 > 0);
   }
 }
 

@@ -62,7 +62,7 @@ void forward(const View& x_TK, const View& panels, const View& y_TN) {
   using Cell = typename Kind::Cell;
   const int64_t T = x_TK.size[0], K = x_TK.size[1], N = y_TN.size[1];
   if (T == 0 || N == 0) return;
-  const int64_t steps = steps_of<Kind>(K), P = panel_count(N), wanted = 4 * threads();
+  const int64_t steps = steps_of<Kind>(K), pitch = pitch_of<Kind>(K), P = panel_count(N), wanted = 4 * threads();
   int64_t blocks = ceil_div(T, kTileRows), group = P;
   while (group > 1 && blocks * ceil_div(P, group) < wanted) group = (group + 1) / 2;
   const int64_t groups = ceil_div(P, group);
@@ -78,11 +78,11 @@ void forward(const View& x_TK, const View& panels, const View& y_TN) {
       if constexpr (Kind::kPerStep == 1) {
         left = x_TK.as<float>() + t0 * K;
       } else {
-        Cell* cells = scratch<Cell>(0, (t1 - t0) * steps);
-        for (int64_t t = t0; t < t1; ++t) row_cells<Kind>(x_TK.as<float>() + t * K, K, cells + (t - t0) * steps);
+        Cell* cells = scratch<Cell>(0, (t1 - t0) * pitch);
+        for (int64_t t = t0; t < t1; ++t) row_cells<Kind>(x_TK.as<float>() + t * K, K, cells + (t - t0) * pitch);
         left = cells;
       }
-      rows_times_panels<Kind>(left, steps, 1, t1 - t0, right + first * steps * kPanel, steps,
+      rows_times_panels<Kind>(left, pitch, 1, t1 - t0, right + first * steps * kPanel, steps,
                               y_TN.as<float>() + t0 * N + n0, N, n1 - n0, false);
     }
   });
@@ -133,24 +133,14 @@ void linear_forward(const View& x_TK, const View& panels, const View& y_TN) {
   x_TK.check("x", Dtype::f32, {-1, -1});
   y_TN.check("y", Dtype::f32, {x_TK.size[0], -1});
   check_panels(panels, 1, y_TN.size[1], x_TK.size[1]);
-  if (panels.dtype == Dtype::f32)
-    forward<Single>(x_TK, panels, y_TN);
-  else if (has_bf16_dot())
-    forward<PairDot>(x_TK, panels, y_TN);
-  else
-    forward<PairWiden>(x_TK, panels, y_TN);
+  with_kind(panels.dtype == Dtype::bf16, [&](auto kind) { forward<decltype(kind)>(x_TK, panels, y_TN); });
 }
 
 void linear_weight_grad(const View& dy_TN, const View& x_TK, bool half, const View& dweight_NK) {
   dy_TN.check("dy", Dtype::f32, {-1, -1});
   x_TK.check("x", Dtype::f32, {dy_TN.size[0], -1});
   dweight_NK.check("dweight", Dtype::f32, {dy_TN.size[1], x_TK.size[1]});
-  if (!half)
-    weight_grad<Single>(dy_TN, x_TK, dweight_NK);
-  else if (has_bf16_dot())
-    weight_grad<PairDot>(dy_TN, x_TK, dweight_NK);
-  else
-    weight_grad<PairWiden>(dy_TN, x_TK, dweight_NK);
+  with_kind(half, [&](auto kind) { weight_grad<decltype(kind)>(dy_TN, x_TK, dweight_NK); });
 }
 
 }  // namespace seedthink::ST_ISA

@@ -57,7 +57,7 @@ template <typename Kind>
 void gather_cells(const float* x, const int32_t* token, int64_t rows, int64_t D, typename Kind::Cell* out) {
   for (int64_t r = 0; r < rows; ++r) {
     if (r + kAhead < rows) prefetch(x + token[r + kAhead] * D, D);
-    row_cells<Kind>(x + token[r] * D, D, out + r * steps_of<Kind>(D));
+    row_cells<Kind>(x + token[r] * D, D, out + r * pitch_of<Kind>(D));
   }
 }
 
@@ -71,6 +71,7 @@ void forward(const Sizes& n, const View& x_TD, const View& offsets_E1, const Vie
              const View& down_panels, const View& hidden_R_2I, const View& out_RD) {
   using Cell = typename Kind::Cell;
   const int64_t steps_d = steps_of<Kind>(n.D), steps_i = steps_of<Kind>(n.I), wide = 2 * n.I;
+  const int64_t pitch_d = pitch_of<Kind>(n.D), pitch_i = pitch_of<Kind>(n.I);
   const int64_t up_size = panel_count(wide) * steps_d * kPanel, down_size = panel_count(n.D) * steps_i * kPanel;
   const int32_t* token = token_R.as<int32_t>();
   const std::vector<Unit> units = cut(offsets_E1.as<int32_t>(), 0, n.E);
@@ -78,18 +79,18 @@ void forward(const Sizes& n, const View& x_TD, const View& offsets_E1, const Vie
     for (int64_t u = begin; u < end; ++u) {
       const Unit& unit = units[u];
       const int64_t rows = unit.end - unit.begin;
-      Cell* x = scratch<Cell>(0, rows * steps_d);
+      Cell* x = scratch<Cell>(0, rows * pitch_d);
       gather_cells<Kind>(x_TD.as<float>(), token + unit.begin, rows, n.D, x);
       float* hidden = hidden_R_2I ? hidden_R_2I.as<float>() + unit.begin * wide : scratch<float>(2, rows * wide);
-      rows_times_panels<Kind>(x, steps_d, 1, rows, gate_up_panels.as<Cell>() + unit.expert * up_size, steps_d, hidden,
+      rows_times_panels<Kind>(x, pitch_d, 1, rows, gate_up_panels.as<Cell>() + unit.expert * up_size, steps_d, hidden,
                               wide, wide, false);
-      Cell* act = scratch<Cell>(1, rows * steps_i);
+      Cell* act = scratch<Cell>(1, rows * pitch_i);
       float* act_row = scratch<float>(3, n.I);
       for (int64_t r = 0; r < rows; ++r) {
         swiglu_row(hidden + r * wide, n.I, act_row);
-        row_cells<Kind>(act_row, n.I, act + r * steps_i);
+        row_cells<Kind>(act_row, n.I, act + r * pitch_i);
       }
-      rows_times_panels<Kind>(act, steps_i, 1, rows, down_panels.as<Cell>() + unit.expert * down_size, steps_i,
+      rows_times_panels<Kind>(act, pitch_i, 1, rows, down_panels.as<Cell>() + unit.expert * down_size, steps_i,
                               out_RD.as<float>() + unit.begin * n.D, n.D, n.D, false);
     }
   });
@@ -109,16 +110,17 @@ template <typename Kind>
 void rows_backward(const Sizes& n, const Backward& p, int64_t first, int64_t last) {
   using Cell = typename Kind::Cell;
   const int64_t wide = 2 * n.I, steps_d = steps_of<Kind>(n.D), steps_w = steps_of<Kind>(wide);
+  const int64_t pitch_d = pitch_of<Kind>(n.D), pitch_w = pitch_of<Kind>(wide);
   const int64_t up_size = panel_count(n.D) * steps_w * kPanel, down_size = panel_count(n.I) * steps_d * kPanel;
   const std::vector<Unit> units = cut(p.offsets_E1, first, last);
   parallel(units.size(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t u = begin; u < end; ++u) {
       const Unit& unit = units[u];
       const int64_t rows = unit.end - unit.begin;
-      Cell* dy = scratch<Cell>(0, rows * std::max(steps_d, steps_w));
+      Cell* dy = scratch<Cell>(0, rows * std::max(pitch_d, pitch_w));
       gather_cells<Kind>(p.dy_TD, p.token_R + unit.begin, rows, n.D, dy);
       float* dact = scratch<float>(2, rows * n.I);
-      rows_times_panels<Kind>(dy, steps_d, 1, rows, static_cast<const Cell*>(p.down_panels) + unit.expert * down_size,
+      rows_times_panels<Kind>(dy, pitch_d, 1, rows, static_cast<const Cell*>(p.down_panels) + unit.expert * down_size,
                               steps_d, dact, n.I, n.I, false);
       Cell* dhidden = dy;  // dy is used up
       for (int64_t r = 0; r < rows; ++r) {
@@ -128,10 +130,10 @@ void rows_backward(const Sizes& n, const Backward& p, int64_t first, int64_t las
         float* to = p.dhidden_W_2I + place * wide;
         p.dweight_TK[slot] = swiglu_row_backward(p.hidden_R_2I + row * wide, dact + r * n.I, p.weight_TK[slot], n.I, to,
                                                  p.act_WI + place * n.I);
-        row_cells<Kind>(to, wide, dhidden + r * steps_w);
+        row_cells<Kind>(to, wide, dhidden + r * pitch_w);
       }
       const Cell* up = static_cast<const Cell*>(p.gate_up_panels) + unit.expert * up_size;
-      rows_times_panels<Kind>(dhidden, steps_w, 1, rows, up, steps_w, p.drow_RD + unit.begin * n.D, n.D, n.D, false);
+      rows_times_panels<Kind>(dhidden, pitch_w, 1, rows, up, steps_w, p.drow_RD + unit.begin * n.D, n.D, n.D, false);
     }
   });
 }
@@ -205,16 +207,6 @@ void check_stack(const char* what, const View& panels, Sizes& n, int64_t columns
     panels.check(what, Dtype::bf16, {n.E, panel_count(columns), (reduced + 1) / 2, kPanel, 2});
   else
     panels.check(what, Dtype::f32, {n.E, panel_count(columns), reduced, kPanel});
-}
-
-template <typename Call>
-void with_kind(bool half, const Call& call) {
-  if (!half)
-    call(Single{});
-  else if (has_bf16_dot())
-    call(PairDot{});
-  else
-    call(PairWiden{});
 }
 
 }  // namespace

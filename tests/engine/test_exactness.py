@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from seedthink import _C
 from seedthink.engine.generator import TokenGenerator
 from seedthink.kernels.logprob import linear_logprob
 from seedthink.models.config import ModelConfig
@@ -276,6 +277,21 @@ def test_new_weights_between_two_tokens_give_each_token_the_bits_of_its_own_vers
         found = done[request.id]
         expected = np.choose(found.version_T, [each[request.id] for each in by_version])
         assert bits(found.logprob_T) == bits(expected), request.id
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe"])
+def test_products_on_amx_tiles_change_no_bit_between_generator_and_trainer(family: str) -> None:
+    model, asked = copy.deepcopy(model_of(family, "bfloat16", "random")), requests()
+    own = trainer_logprobs(model, asked, generate(model, asked)[0])
+    _C.emulate_amx(True)
+    try:
+        train(model, steps=2)
+        done, _ = generate(model, asked, max_batch_tokens=33)
+        check(model, asked, done)
+        tiles = trainer_logprobs(model, asked, done)
+    finally:
+        _C.emulate_amx(False)
+    assert any(bits(own[each.id]) != bits(tiles[each.id]) for each in asked)  # the products did go another way
 
 
 def test_the_seed_alone_decides_what_is_drawn() -> None:

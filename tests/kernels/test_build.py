@@ -13,7 +13,10 @@ from seedthink.kernels.build import build_info, native, set_threads
 
 def test_build_info_names_what_was_built_and_what_runs() -> None:
     info = build_info()
-    assert info["isa"] in ("portable", "avx2", "avx512", "avx512-bf16")
+    way, _, pairs = info["isa"].partition("-")
+    assert way in ("portable", "avx2", "avx512")
+    assert pairs in ("", "bf16", "amx", "amx-undocumented", "amx_emulated")
+    assert (info["amx"] == "in use") is (pairs in ("amx", "amx-undocumented"))
     assert info["torch"] == torch.__version__
     assert info["threads"] >= 1
     assert info["gpu"] is torch.cuda.is_available()

@@ -11,8 +11,6 @@ from seedthink.kernels import moe
 from seedthink.kernels.linear import linear
 from seedthink.kernels.moe import Routing, experts, reference_experts, reference_route, route
 
-COMPUTES = [torch.float32, torch.bfloat16]
-
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
@@ -124,19 +122,19 @@ def run(
 
 
 @pytest.mark.parametrize(("d", "i"), [(32, 16), (65, 33)])
-def test_bfloat16_rounds_the_operands_of_the_products(d: int, i: int) -> None:
-    _, routing = loads()[0]
+@pytest.mark.parametrize("load", range(4))
+def test_bfloat16_rounds_the_operands_of_the_products(half: torch.dtype, load: int, d: int, i: int) -> None:
+    _, routing = loads()[load]
     x, dy, (gate_up, down) = draw(45, d), draw(45, d), weights(4, d, i)
-    ours = run(experts, [x, routing.weight_TK, gate_up, down], routing, dy, torch.bfloat16)
+    ours = run(experts, [x, routing.weight_TK, gate_up, down], routing, dy, half)
     leaves = [value.double() for value in (x, routing.weight_TK, gate_up, down)]
-    truths = run(reference_experts, leaves, routing, dy, torch.bfloat16)
+    truths = run(reference_experts, leaves, routing, dy, half)
     # A value beside a rounding border of bfloat16 may fall to the other side, so a few activations differ by 2^-8.
     assert (ours[0] - truths[0]).norm() <= 5e-4 * truths[0].norm()
     for our, truth in zip(ours[1:], truths[1:], strict=True):
         assert (our - truth).norm() <= 1e-2 * truth.norm()  # their operands are rounded too, the reference's are not
 
 
-@pytest.mark.parametrize("compute", COMPUTES)
 def test_a_token_has_the_same_bits_alone_and_beside_others(compute: torch.dtype) -> None:
     x, logits, (gate_up, down) = draw(150, 40), draw(150, 4), weights(4, 40, 24)
     whole = experts(x, route(logits, 2), gate_up, down, compute)
@@ -145,7 +143,6 @@ def test_a_token_has_the_same_bits_alone_and_beside_others(compute: torch.dtype)
         assert torch.equal(part, whole[rows])
 
 
-@pytest.mark.parametrize("compute", COMPUTES)
 def test_an_expert_is_two_row_exact_products(compute: torch.dtype) -> None:
     # One expert with weight 1: the same bits as the products by themselves around the same activation.
     x, (gate_up, down) = draw(20, 48), weights(3, 48, 16)
@@ -157,7 +154,6 @@ def test_an_expert_is_two_row_exact_products(compute: torch.dtype) -> None:
     assert torch.equal(experts(x, route(logits, 1), gate_up, down, compute), linear(act, down[1], compute))
 
 
-@pytest.mark.parametrize("compute", COMPUTES)
 def test_bits_do_not_depend_on_threads_or_on_keeping_what_the_backward_needs(threads, compute: torch.dtype) -> None:
     x, dy, logits, (gate_up, down) = draw(260, 64), draw(260, 64), 2 * draw(260, 8), weights(8, 64, 32)
     results = []
@@ -171,17 +167,18 @@ def test_bits_do_not_depend_on_threads_or_on_keeping_what_the_backward_needs(thr
         assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
 
 
-def test_the_backward_may_take_any_number_of_experts_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_backward_may_take_any_number_of_experts_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, compute: torch.dtype
+) -> None:
     x, dy, (gate_up, down) = draw(90, 20), draw(90, 20), weights(6, 20, 12)
     routing = route(draw(90, 6), 2)
-    whole = run(experts, [x, routing.weight_TK, gate_up, down], routing, dy)
+    whole = run(experts, [x, routing.weight_TK, gate_up, down], routing, dy, compute)
     for rows in (1, 70):
         monkeypatch.setattr(moe, "_ROWS_AT_A_TIME", rows)
-        parts = run(experts, [x, routing.weight_TK, gate_up, down], routing, dy)
+        parts = run(experts, [x, routing.weight_TK, gate_up, down], routing, dy, compute)
         assert all(torch.equal(one, two) for one, two in zip(whole, parts, strict=True))
 
 
-@pytest.mark.parametrize("compute", COMPUTES)
 def test_no_tokens(compute: torch.dtype) -> None:
     gate_up, down = weights(4, 8, 6)
     routing = route(torch.empty(0, 4), 2)
@@ -192,10 +189,10 @@ def test_no_tokens(compute: torch.dtype) -> None:
     assert dgate_up.abs().sum() == 0 and ddown.abs().sum() == 0
 
 
-def test_an_empty_expert_has_a_zero_gradient() -> None:
+def test_an_empty_expert_has_a_zero_gradient(compute: torch.dtype) -> None:
     name, routing = loads()[3]
     x, (gate_up, down) = draw(45, 16), weights(4, 16, 8)
-    *_, dgate_up, ddown = run(experts, [x, routing.weight_TK, gate_up, down], routing, draw(45, 16))
+    *_, dgate_up, ddown = run(experts, [x, routing.weight_TK, gate_up, down], routing, draw(45, 16), compute)
     assert routing.counts_E.tolist() == [0, 45, 0, 45], name
     for gradient in (dgate_up, ddown):
         assert gradient[[0, 2]].abs().sum() == 0
