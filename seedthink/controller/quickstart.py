@@ -58,8 +58,8 @@ def run_quickstart(
     for thinking in ("free", "empty"):
         wanted = {"run.seed": seed + 1, "run.name": f"quickstart/eval-{thinking}", "evaluation.thinking": thinking}
         found = run_eval(recipe("eval", EvalConfig, {**placed, **wanted, "model.path": str(trained / "export")}))
-        points = [f"{100 * found[name]:.1f}" for name in ("mean", "low", "high")]
-        say("accuracy with {} think block: {} % ({} to {})".format("a free" if thinking == "free" else "an empty", *points))
+        mean, low, high = (f"{100 * found[name]:.1f}" for name in ("mean", "low", "high"))
+        say(f"accuracy with {thinking} think block: {mean} % ({low} to {high})")
     if not compare:
         return [trained]
     return [trained, *_compare(common | exported, trained, verbose, say)]

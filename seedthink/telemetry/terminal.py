@@ -1,7 +1,8 @@
 """What a run shows while it works: one line per step, and a bar only where somebody can see it move.
 
 On a terminal, rich draws the bar and the newest numbers; in a file or a pipe each step is one plain line without
-colour, at most one a second for steps that are faster, so logs stay readable. NO_COLOR and TERM=dumb are honoured. Everything shown here also stands in the run folder.
+colour, at most one a second for steps that are faster, so logs stay readable. NO_COLOR and TERM=dumb are honoured.
+Everything shown here also stands in the run folder.
 """
 
 from __future__ import annotations

@@ -82,7 +82,10 @@ def test_cold_start_examples_are_the_same_for_a_seed_and_differ_between_seeds() 
     problems = make(chosen, seed=0, count=30)
 
     def texts(seed: int) -> list[str]:
-        return [learned(example) for example in cold_start_examples(chosen, problems, TOKENIZER, habits=Habits(slips=0.2), seed=seed)]
+        return [
+            learned(example)
+            for example in cold_start_examples(chosen, problems, TOKENIZER, habits=Habits(slips=0.2), seed=seed)
+        ]
 
     assert texts(1) == texts(1) != texts(2)
     assert all(text.endswith("<|end|>") and text.count("</think>") == 1 for text in texts(1))
