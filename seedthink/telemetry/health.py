@@ -61,7 +61,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "critic/vf_explained_var",
-        lambda now, first: now < 0,
+        lambda now, first: now < -0.25,  # a little below 0 is the noise of one batch
         "the critic explains less than a constant would ({value}): train it longer (value_pretraining.max_steps)",
     ),
     Rule(

@@ -65,6 +65,7 @@ class Terminal:
         self._clock = clock
         self._began = clock()
         self._printed = -LINE_SECONDS
+        self._unprinted: dict[str, float] = {}
         self._counted: tuple[str, int | None] = (stage, None)
         self._done = 0
         self._live: Any = None
@@ -81,21 +82,25 @@ class Terminal:
             self._live.stop()
 
     def step(self, step: int, metrics: Mapping[str, float], stage: str = "", steps: int | None = None) -> None:
-        """Show one step of the command's stage, or of another `stage` of `steps` steps that precedes it."""
+        """Show one step of the command's stage, or of another `stage` of `steps` steps that precedes it.
+
+        A line that several steps share has the newest value of every number, also of those that few steps measure.
+        """
         if (stage or self._stage, steps) != self._counted:
             self._counted, self._began, self._done = (stage or self._stage, steps), self._clock(), 0
-            self._printed = self._began - LINE_SECONDS
+            self._printed, self._unprinted = self._began - LINE_SECONDS, {}
         self._done += 1
         score = metrics.get("critic/score/mean")
         if score is not None:
             self._scores.append(score)
-        text, total = line(metrics, self._verbose), self._steps if steps is None else steps
+        self._unprinted |= metrics
+        text, total = line(self._unprinted, self._verbose), self._steps if steps is None else steps
         if self._live is not None:
             spark = f"  {sparkline(self._scores)}" if len(self._scores) > 1 else ""
             shown = {"description": stage or self._stage, "total": total or None, "numbers": text + spark}
             self._live.update(self._task, completed=step, **shown)
         elif step == total or self._clock() - self._printed >= LINE_SECONDS:
-            self._printed = self._clock()
+            self._printed, self._unprinted = self._clock(), {}
             self._print(f"{stage or self._stage} {self._progress(step, total)}  {text}")
         if (stage or self._stage) == "rl":
             self._note(step, metrics)

@@ -45,10 +45,11 @@ def test_steps_faster_than_a_line_a_second_share_lines_but_the_last_step_has_its
     stream, now = io.StringIO(), [0.0]
     with Terminal("sft", 10, stream=stream, clock=lambda: now[0]) as view:
         for step in range(1, 11):  # at 0.0, 0.4, ... 3.6 seconds
-            view.step(step, METRICS)
+            view.step(step, METRICS | ({"critic/vf_explained_var_held_out": 0.5} if step == 3 else {}))
             now[0] += 0.4
-    shown = [text.split("/")[0] for text in stream.getvalue().splitlines()]
-    assert shown == ["sft step  1", "sft step  4", "sft step  7", "sft step 10"]
+    lines = stream.getvalue().splitlines()
+    assert [text.split("/")[0] for text in lines] == ["sft step  1", "sft step  4", "sft step  7", "sft step 10"]
+    assert ["held-out 0.50" in text for text in lines] == [False, True, False, False]
 
 
 def test_a_health_note_is_shown_once() -> None:
