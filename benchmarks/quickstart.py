@@ -30,7 +30,7 @@ from seedthink.controller.sources import held_out_prompts
 from seedthink.data.tokenizer import Tokenizer
 from seedthink.rewards.inline import InlineJudge
 from seedthink.telemetry.memory import MemorySampler
-from seedthink.types import Completion, Finish, Prompt, Rollout, SamplingParams, Scored
+from seedthink.types import Completion, Finish, Prompt, Rollout, Scored
 
 SAMPLES, MAX_TOKENS, OTHER_SEED = 4, 120, 1000
 
