@@ -84,11 +84,14 @@ def whiten(advantage_T: Floats) -> Floats:
 
 
 def explained_variance(value_T: Floats, return_T: Floats) -> float:
-    """1 - Var(return - value) / Var(return): 1 for a perfect critic, 0 for a constant one; nan for constant returns."""
-    variance = float(np.var(np.asarray(return_T, np.float64))) if len(return_T) else 0.0
-    if variance == 0.0:
+    """1 - Var(return - value) / Var(return): 1 for a perfect critic, 0 for a constant one; nan for constant returns.
+
+    Returns that differ by float32 rounding alone count as constant.
+    """
+    return_T, value_T = np.asarray(return_T, np.float64), np.asarray(value_T, np.float64)
+    if not len(return_T) or return_T.std() <= 1e-6 * np.abs(return_T).max():
         return float("nan")
-    return 1.0 - float(np.var(np.asarray(return_T, np.float64) - np.asarray(value_T, np.float64))) / variance
+    return 1.0 - float(np.var(return_T - value_T) / np.var(return_T))
 
 
 def _groups(group_B: Ints) -> tuple[Ints, Ints]:
