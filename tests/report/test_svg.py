@@ -101,3 +101,14 @@ def test_intervals_show_before_after_and_the_gain() -> None:
     text = interval_chart([("all", (0.4, 0.35, 0.45), (0.9, 0.88, 0.92)), ("new", None, (0.5, 0.4, 0.6))])
     assert ElementTree.fromstring(text) is not None
     assert "+50.0" in text and "all before: 40 % (35.0 to 45.0)" in text and text.count("before") == 2
+
+
+def test_small_shares_keep_their_digits() -> None:
+    assert [percent(value) for value in (0.0, 0.0025, 0.0071, 0.01, 0.5, 1.0)] == [
+        "0 %",
+        "0.25 %",
+        "0.71 %",
+        "1 %",
+        "50 %",
+        "100 %",
+    ]
