@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+
+from seedthink.cli.arguments import Parser
 
 EXAMPLES = """Examples:
   seedthink checkpoint list runs/quickstart
@@ -16,7 +18,7 @@ EXAMPLES = """Examples:
 
 def run(arguments: Sequence[str]) -> int:
     """Dispatch to list, verify or export."""
-    parser = ArgumentParser("seedthink checkpoint", description=EXAMPLES, formatter_class=RawDescriptionHelpFormatter)
+    parser = Parser("seedthink checkpoint", EXAMPLES)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="list|verify|export")
     for verb, text in (("list", "steps, sizes and times"), ("verify", "check every byte against the manifest")):
         verbs.add_parser(verb, help=text).add_argument("run", metavar="RUN")

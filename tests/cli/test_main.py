@@ -65,3 +65,20 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "seedthink.cli.doctor", SimpleNamespace(run=run))
     with pytest.raises(ZeroDivisionError):
         main(["doctor"])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["report", "runs/a", "--besides", "runs/b"], "did you mean --beside?"),
+        (["samples", "runs/a", "--rewrd-below=0"], "did you mean --reward-below?"),
+        (["samples", "runs/a", "--verdict", "rihgt"], "did you mean right?"),
+        (["checkpoint", "veryfy", "runs/a"], "did you mean verify?"),
+        (["quickstart", "--sed", "1"], "did you mean --seed?"),
+        (["doctor", "--jsn"], "did you mean --json?"),
+    ],
+)
+def test_a_mistyped_option_is_told_the_nearest(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"seedthink: {words[0]}: ") and says in told
