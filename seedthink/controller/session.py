@@ -93,10 +93,12 @@ class Session:
     def restore(self, engine: WorkerGroup, stage: str, steps: int) -> tuple[int, Mapping[str, Any]] | None:
         """Loads the newest whole checkpoint into the engine and rewinds the folder to it.
 
-        Returns its step and what was saved beside the weights; None where there is no checkpoint.
+        Returns its step and what was saved beside the weights; None where there is no checkpoint, and then the folder
+        forgets what an attempt before has recorded.
         """
         path = CheckpointStore(self.run.checkpoints).latest()
         if path is None:
+            self.run.begin_again()
             return None
         extra: Mapping[str, Any] = engine.restore(path)
         step = int(path.name.removeprefix("step-"))
