@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,5 +38,5 @@ def run(arguments: Sequence[str]) -> int:
         fresh=chosen.fresh,
         verbose=chosen.verbose,
     )
-    finish(trained, beside=others)
-    return 0
+    again = shlex.join(["seedthink", "quickstart", *(word for word in arguments if word != "--fresh")])
+    return finish(trained, again, beside=others)

@@ -25,8 +25,8 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         cause = f" ({error.filename})" if error.filename and str(error.filename) != str(path) else ""
         raise RunError(
-            f"cannot write {path}: {error.strerror}{cause}. What was saved before is untouched; mend that or choose another "
-            "folder, then start again"
+            f"cannot write {path}: {error.strerror}{cause}. What was saved before is untouched; mend that or choose "
+            "another folder, then start again"
         ) from error
 
 

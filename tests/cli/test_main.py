@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,6 +38,13 @@ def test_help_of_every_command_shows_three_examples(command: str, capsys: pytest
 def test_a_mistyped_command_is_told_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reprot"]) == 2
     assert capsys.readouterr().err == 'seedthink: there is no command "reprot"; did you mean report?\n'
+
+
+def test_a_warning_is_one_line_without_our_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    main(["config", "explain", "run.steps"])
+    shown = warnings.formatwarning("checkpoint passed over: a", RuntimeWarning, "store.py", 7, "latest()")
+    assert shown == "seedthink: checkpoint passed over: a\n"
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_a_full_disk_ends_a_run_with_the_file_and_the_next_step() -> None:
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"cannot write .*file/summary.json: Not a directory"):
+    with pytest.raises(RunError, match=r"cannot write .*file/summary.json: File exists \(.*file\)"):
         write_atomic(tmp_path / "file" / "summary.json", "{}")
 
 
