@@ -173,7 +173,8 @@ def check_skipped(job: RlJob, updates: Sequence[Update]) -> None:
             where = job.session.run.rollouts / f"step_{job.step}.jsonl"
             raise RunError(
                 f"step {job.step}: {job.skipped} updates in a row were skipped ({update.skipped}); the samples are in "
-                f"{where}, the last checkpoint is whole. Lower policy_optimizer.lr, or raise trainer.max_skipped_steps"
+                f"{where}, the last checkpoint is whole. Lower policy_optimizer.lr or critic_optimizer.lr, look at the "
+                "rewards, or raise trainer.max_skipped_steps"
             )
 
 
@@ -203,13 +204,18 @@ def resume(job: RlJob) -> bool:
     job.prompts.restore(extra["data"])
     for name in _REMEMBERED:
         setattr(job, name, extra[name])
+    evaluate_if_due(job)  # killed between the checkpoint and the evaluation that follows it
     return True
 
 
 def evaluate_if_due(job: RlJob) -> None:
-    """Held-out accuracy every so many steps; the last step is evaluated by whoever runs the job."""
+    """Held-out accuracy every so many steps, unless a resumed run has it already.
+
+    The last step is evaluated by whoever runs the job.
+    """
     every = job.config.evaluation.every_steps
-    if every and job.step % every == 0 and job.step != job.config.run.steps:
+    due = every and job.step % every == 0 and job.step != job.config.run.steps
+    if due and not job.session.run.evaluated("rl", job.step):
         evaluate(job)
 
 

@@ -75,6 +75,27 @@ def test_rl_hands_the_resolved_settings_on_and_says_where_things_are(
     assert (in_tmp / "runs" / "rl" / "report.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "again"),
+    [
+        (["--rollout.group-size", "4"], "seedthink rl --rollout.group-size 4"),
+        (["--run.resume", "fresh", "--run.name", "a b"], "seedthink rl --run.name 'a b' --run.resume auto"),
+        (["--run.resume=changed"], "seedthink rl --run.resume auto"),
+    ],
+)
+def test_a_run_that_was_stopped_ends_with_the_command_that_goes_on(
+    flags: list[str], again: str, in_tmp: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_rl(config: RlConfig, verbose: bool) -> Path:
+        run = finished_run(in_tmp / "runs" / "rl")
+        (run / "summary.json").unlink()
+        return run
+
+    fake_controller(monkeypatch, run_rl=run_rl)
+    assert main(["rl", *flags]) == 130
+    assert capsys.readouterr().out.splitlines()[-1] == f"stopped   go on with: {again}"
+
+
 def test_a_dry_run_starts_nothing(
     model: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
