@@ -12,16 +12,17 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from products import generation_flops, matmul_peak
+from rl_task import MIDDLE
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers import __version__ as transformers_version
-from turns import environment, processor_seconds
+from turns import environment, quiet_seconds
 
 from seedthink.engine.generator import TokenGenerator
 from seedthink.engine.model_io import save_model
@@ -30,21 +31,7 @@ from seedthink.models.qwen3 import Transformer
 from seedthink.types import Request, SamplingParams
 
 REQUESTS, PROMPT, NEW, LONGEST = 128, 32, 64, 512
-CONFIG = ModelConfig(
-    family="qwen3_moe",
-    vocab_size=128,
-    hidden_size=256,
-    intermediate_size=256,
-    num_layers=4,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=64,
-    num_experts=8,
-    experts_per_token=2,
-    moe_intermediate_size=256,
-    norm_topk_prob=True,
-    max_position_embeddings=1024,
-)
+CONFIG = ModelConfig(**MIDDLE)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -90,59 +77,12 @@ def theirs(model: Any, prompts: np.ndarray, lengths: np.ndarray) -> Callable[[],
     return run
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    """Wall time of one call."""
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
-
-
-def used_elsewhere(run: Callable[[], Any]) -> tuple[float, float]:
-    """(wall seconds of one call, mean number of cores that other processes used meanwhile)."""
-    all_before, own_before = processor_seconds()
-    wall = seconds(run)
-    all_after, own_after = processor_seconds()
-    return wall, max(0.0, (all_after - all_before) - (own_after - own_before)) / wall
-
-
-def quiet_seconds(run: Callable[[], None], patience: float) -> tuple[float, float]:
-    """`used_elsewhere` of a run that others disturb by less than a tenth of a core, if `patience` seconds bring one.
-
-    On a shared machine a number taken in a crowd says nothing: wait for a quiet second, run, and accept the run if the
-    quiet lasted. The least disturbed run is kept otherwise.
-    """
-    deadline, kept = time.monotonic() + patience, (float("inf"), float("inf"))
-    while True:
-        while time.monotonic() < deadline and used_elsewhere(lambda: time.sleep(1.0))[1] > 0.1:
-            time.sleep(2.0)
-        kept = min(kept, used_elsewhere(run), key=lambda found: found[1])
-        if kept[1] <= 0.1 or time.monotonic() >= deadline:
-            return kept
-
-
-def matmul_peak(dtype: torch.dtype) -> float:
-    """Best measured FLOP/s of torch.mm on this machine, over square sizes."""
-    best = 0.0
-    for size in (512, 1024, 2048):
-        a, b = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
-        torch.mm(a, b)
-        best = max(best, *(2 * size**3 / seconds(lambda a=a, b=b: torch.mm(a, b)) for _ in range(5)))
-    return best
-
-
-def flops_per_token() -> int:
-    """Multiplications and additions of the matrix products that one token needs, without the head and attention."""
-    c = CONFIG
-    attention = c.hidden_size * c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
-    experts = c.experts_per_token * 3 * c.hidden_size * c.moe_intermediate_size + c.hidden_size * c.num_experts
-    return 2 * c.num_layers * (attention + experts)
-
-
 def measure(dtype: str, name: str, engine: TokenGenerator, peer: Any, repeats: int, patience: int) -> dict[str, Any]:
     """Ours and theirs in turns.
 
-    `share_of_peak` is the FLOPs of our matrix products over our whole time and the machine's peak. Time inside matrix
-    products is not measured: decoding runs in fused native calls that no clock in Python can look into.
+    `share_of_peak` is the FLOPs of the matrix products that were asked for over the whole time and the machine's peak;
+    a static batch's rows that are done already count nowhere. Time inside matrix products is not measured: our decoding
+    runs in fused native calls that no clock in Python can look into.
     """
     prompts, lengths = workload(name)
     tokens = int(lengths.sum())
@@ -155,9 +95,12 @@ def measure(dtype: str, name: str, engine: TokenGenerator, peer: Any, repeats: i
     ]
     own, other = [first[0] for first, _ in runs], [second[0] for _, second in runs]
     ours(engine, prompts, lengths, seed=0)()
-    stats = engine.stats
-    work = stats.computed_tokens * flops_per_token() + tokens * 2 * CONFIG.hidden_size * CONFIG.vocab_size
-    peak = matmul_peak(DTYPES[dtype])
+    stats, peak = engine.stats, matmul_peak(DTYPES[dtype])
+    needed = REQUESTS * PROMPT + tokens - REQUESTS  # the last token of an answer is drawn, not computed
+    shares = [
+        generation_flops(CONFIG, computed, tokens) / statistics.median(times) / peak
+        for computed, times in ((stats.computed_tokens, own), (needed, other))
+    ]
     return {
         "dtype": dtype,
         "lengths": name,
@@ -171,7 +114,8 @@ def measure(dtype: str, name: str, engine: TokenGenerator, peer: Any, repeats: i
         "ratio": statistics.median(other) / statistics.median(own),
         "ratio_lowest": min(other) / max(own),
         "machine_matmul_flops": peak,
-        "share_of_peak": work / statistics.median(own) / peak,
+        "share_of_peak": shares[0],
+        "peer_share_of_peak": shares[1],
     }
 
 
@@ -202,7 +146,8 @@ def main() -> None:
         print(
             f"{row['dtype']:>8} {row['lengths']:>9}: {row['ours_tokens_per_second']:8.0f} tok/s, transformers "
             f"{row['peer_tokens_per_second']:7.0f}, ratio {row['ratio']:5.2f} (lowest {row['ratio_lowest']:.2f}); "
-            f"{row['share_of_peak']:.0%} of a matmul peak of {row['machine_matmul_flops'] / 1e9:.0f} GFLOP/s"
+            f"{row['share_of_peak']:.0%} and {row['peer_share_of_peak']:.0%} of a matmul peak of "
+            f"{row['machine_matmul_flops'] / 1e9:.0f} GFLOP/s"
         )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(found, indent=1) + "\n")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +25,32 @@ def processor_seconds() -> tuple[float, float]:
     user, nice, system, _, _, irq, softirq, *_ = map(int, stat.read_text().split("\n", 1)[0].split()[1:])
     own = os.times()
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK"), own.user + own.system
+
+
+def used_elsewhere(run: Callable[[], float | None]) -> tuple[float, float]:
+    """(wall seconds of one call, mean number of cores that other processes used meanwhile).
+
+    `run` may return the processor seconds of processes that it started: they are no others.
+    """
+    (all_before, own_before), began = processor_seconds(), time.perf_counter()
+    started = run() or 0.0
+    wall, (all_after, own_after) = time.perf_counter() - began, processor_seconds()
+    return wall, max(0.0, (all_after - all_before) - (own_after - own_before) - started) / wall
+
+
+def quiet_seconds(run: Callable[[], float | None], patience: float) -> tuple[float, float]:
+    """`used_elsewhere` of a run that others disturb by less than a tenth of a core, if `patience` seconds bring one.
+
+    On a shared machine a number taken in a crowd says nothing: wait for a quiet second, run, and accept the run if the
+    quiet lasted. The least disturbed run is kept otherwise.
+    """
+    deadline, kept = time.monotonic() + patience, (float("inf"), float("inf"))
+    while True:
+        while time.monotonic() < deadline and used_elsewhere(lambda: time.sleep(1.0))[1] > 0.1:
+            time.sleep(2.0)
+        kept = min(kept, used_elsewhere(run), key=lambda found: found[1])
+        if kept[1] <= 0.1 or time.monotonic() >= deadline:
+            return kept
 
 
 def _seconds(run: Callable[[], object], calls: int) -> float:
@@ -70,6 +98,7 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "isa": build_info()["isa"],
         "torch": torch.__version__,
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "load_before": os.getloadavg()[0],
     }
 

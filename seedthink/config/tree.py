@@ -14,12 +14,17 @@ from seedthink.config.sections import SourceConfig
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One leaf: its dotted path, type, default and sentence."""
+    """One leaf: its dotted path, type and default, and the dataclass that declares it."""
 
     path: str
     hint: Any
     default: Any
-    doc: str
+    section: type
+
+    @property
+    def doc(self) -> str:
+        """The sentence under the field. Read when asked for: parsing sources takes longer than parsing flags."""
+        return field_docs(self.section).get(self.path.rpartition(".")[2], "")
 
     @property
     def allowed(self) -> str:
@@ -42,7 +47,6 @@ def is_section(hint: Any) -> bool:
 def keys(cls: type, prefix: str = "") -> dict[str, Key]:
     """Map each dotted path below `cls` to its Key, in the order of declaration."""
     found: dict[str, Key] = {}
-    docs = field_docs(cls)
     for item in fields(cls):
         path = prefix + item.name
         hint = hints(cls)[item.name]
@@ -50,7 +54,7 @@ def keys(cls: type, prefix: str = "") -> dict[str, Key]:
             found |= keys(hint, path + ".")
         else:
             default = item.default if item.default_factory is MISSING else item.default_factory()
-            found[path] = Key(path, hint, default, docs.get(item.name, ""))
+            found[path] = Key(path, hint, default, cls)
     return found
 
 

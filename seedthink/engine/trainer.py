@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from seedthink.config.sections import OptimizerConfig
+from seedthink.engine.adamw import AdamW
 from seedthink.engine.diverged import diverged
 from seedthink.engine.micro_batch import MicroBatch, micro_batches
 from seedthink.kernels.finite import not_finite
@@ -70,16 +71,11 @@ class Trainer:
         self.step = 0
         self.names = [name for name, p in module.named_parameters() if p.requires_grad]
         self.parameters = [p for p in module.parameters() if p.requires_grad]
-        decayed = [p for p in self.parameters if p.ndim >= 2]
-        plain = [p for p in self.parameters if p.ndim < 2]
-        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, eps=config.eps, fused=True
-        )
+        self.optimizer = AdamW(self.parameters, config)
 
     def learn(self, batch: Batch, loss: Loss) -> Update:
         """One optimizer step on `batch`. A loss or gradient that is not finite leaves the weights as they are."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         metrics: dict[str, Metric] = {}
         for micro in micro_batches(batch):
             try:
@@ -98,11 +94,7 @@ class Trainer:
         if self.config.grad_clip:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.grad_clip, torch.tensor(norm))
         rate = self.learning_rate()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        # NOTE: fused AdamW writes behind torch's version counter, by which packed weights know that they are stale.
-        torch.autograd.graph.increment_version(self.parameters)
+        self.optimizer.step(rate)
         self.step += 1
         return Update({**reduce(metrics), "lr": rate}, norm)
 
@@ -139,5 +131,5 @@ class Trainer:
         self.step = int(state["updates"])
 
     def _skip(self, metrics: dict[str, Metric], reason: str) -> Update:
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         return Update(reduce(metrics), math.nan, skipped=reason)

@@ -74,8 +74,12 @@ class RunFolder:
         return (stage, step) in self._evaluations
 
     def record_rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write the samples of a step to rollouts/step_N.jsonl, replacing an earlier attempt at that step."""
-        write_atomic(self.rollouts / f"step_{step}.jsonl", "".join(dumps(row) + "\n" for row in rows))
+        """Write the samples of a step to rollouts/step_N.jsonl, replacing an earlier attempt at that step.
+
+        No training step waits for the disk: a power failure may take the samples of the last seconds.
+        """
+        text = "".join(dumps(row) + "\n" for row in rows)
+        write_atomic(self.rollouts / f"step_{step}.jsonl", text, durable=False)
 
     def record_skipped(self, step: int, rows: Iterable[Mapping[str, Any]]) -> Path:
         """Keep what an update was skipped for, to be looked at; returns its file, logs/skipped_step_N.jsonl."""

@@ -116,16 +116,20 @@ def keep_until(path: Path, beyond: Callable[[Mapping[str, Any]], bool]) -> dict[
     return last
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replace a file in one step: readers see the old text or the new one, never half of either. RunError else."""
+def write_atomic(path: Path, text: str, *, durable: bool = True) -> None:
+    """Replace a file in one step: readers see the old text or the new one, never half of either. RunError else.
+
+    `durable` waits for the disk, so that this also holds when the machine, not only the process, goes down.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with beside.open("w", encoding="utf-8") as file:
                 file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             beside.replace(path)
         except OSError:
             with suppress(OSError):

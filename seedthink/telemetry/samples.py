@@ -22,11 +22,13 @@ def rows(
 ) -> list[dict[str, Any]]:
     """Return the rows of a step, in the order given.
 
-    `gaps` maps a completion's id to its largest absolute log-prob gap between generator and trainer. About `detailed`
-    rows also carry "pieces" (the text of each response token) and "advantages" (one number per piece).
+    `gaps` maps a completion's id to its largest absolute log-prob gap between generator and trainer. `detailed` rows,
+    and as many truncated ones, also carry "pieces" (the text of each response token) and "advantages" (one number per
+    piece).
     """
     chosen = telling([item.valued.scored.reward for item in credited], detailed)
-    chosen |= {at for at, item in enumerate(credited) if _finish(item) == Finish.LENGTH and len(chosen) < 2 * detailed}
+    truncated = [at for at, item in enumerate(credited) if _finish(item) == Finish.LENGTH and at not in chosen]
+    chosen |= set(truncated[:detailed])
     return [
         _row(item, gaps or {}) | (_detail(item, decode) if at in chosen else {}) for at, item in enumerate(credited)
     ]

@@ -44,6 +44,11 @@ def test_only_telling_rows_and_truncated_ones_carry_every_token() -> None:
     assert detailed == ["r0", "r14", "cut", "r29"]
 
 
+def test_where_every_answer_is_truncated_most_rows_stay_short() -> None:
+    items = [credited(f"r{n}", n / 30, [0], Finish.LENGTH) for n in range(30)]
+    assert sum("pieces" in row for row in rows(items, decode, detailed=3)) == 6
+
+
 def test_telling_rows_are_best_worst_and_middle() -> None:
     assert telling([5.0, 1.0, 3.0, 2.0, 4.0], 3) == {0, 1, 2}
     assert telling([1.0, 2.0], 8) == {0, 1}
