@@ -186,7 +186,7 @@ class RayGroup(WorkerGroup):
             raise
 
     def start(self, verb: Verb, calls: Mapping[int, Call]) -> RayCall:
-        """Send the calls; nothing waits yet. Raises what broke the group, or WorkerDied where Ray's servers are gone."""
+        """Send the calls; nothing waits yet. Raises what broke the group, WorkerDied where Ray's servers are gone."""
         if self._broken is not None:
             raise self._broken
         # Short calls do well without the servers, until Ray ends this process for it a minute later.
