@@ -163,7 +163,8 @@ def _rl(
             if config.algorithm.critic and not config.value_pretraining.critic_path:
                 with session.stage("value"):
                     pretrain_value(job)
-                if session.stop.requested:  # a checkpoint would pass a half-taught critic off as a finished one
+                # A checkpoint would pass a half-taught critic off as a finished one.
+                if config.value_pretraining.max_steps and session.stop.requested:
                     terminal.say("stopped during value pretraining; the same command begins it again")
                     return
             save(job)
