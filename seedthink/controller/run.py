@@ -159,9 +159,8 @@ def _rl(
     with view(session, "rl", config.run.steps, verbose) as terminal:
         job = RlJob(config, session, engine, problems.stream(), held_out, terminal)
         if not resume(job):
-            begin(job)
-            if session.stop.requested:
-                terminal.say("stopped before the first step; the same command goes on from there")
+            if not begin(job):
+                terminal.say("stopped during value pretraining; the same command goes on from there")
                 return
             save(job)
             forget_lessons(job)
@@ -176,15 +175,16 @@ def _rl(
         _finish_rl(job, after)
 
 
-def begin(job: RlJob) -> None:
-    """What comes before the first step: accuracy at the start, and the critic's lessons where it needs any."""
+def begin(job: RlJob) -> bool:
+    """What comes before the first step: accuracy, and lessons for a critic that needs some; False after Ctrl-C."""
     lessons = resume_lessons(job)
     if lessons is None:
         job.before = evaluate(job)
         lessons = Lessons()
     if job.config.algorithm.critic and not job.config.value_pretraining.critic_path:
         with job.session.stage("value"):
-            pretrain_value(job, lessons)
+            return pretrain_value(job, lessons)
+    return True
 
 
 def _finish_rl(job: RlJob, after: Mapping[str, Any] | None) -> None:
