@@ -41,6 +41,8 @@ def run_rl(config: RlConfig, verbose: bool = False) -> Path:
     """
     config = _named(config, "rl")
     with open_session(config, "rl", verbose) as session:
+        if session.finished(config.run.steps, config.run.time_limit_minutes):
+            return session.run.path
         held_out = _held_out(config, session)
         problems = training_prompts(config.data, session.tokenizer, config.run.seed)
         check_apart(problems.items, held_out)
@@ -75,6 +77,8 @@ def run_sft(config: SftConfig, verbose: bool = False) -> Path:
             check_prompts(held_out, session.model, config.generation.max_tokens, "generation.max_tokens")
             session.judge.load({prompt.family for prompt in held_out})
         total = _sft_steps(config, texts)
+        if session.finished(total, config.run.time_limit_minutes):
+            return session.run.path
         settings = EngineSettings(
             model=Path(config.model.path),
             dtype=config.model.dtype,
@@ -179,6 +183,7 @@ def begin(job: RlJob) -> bool:
     """What comes before the first step: accuracy, and lessons for a critic that needs some; False after Ctrl-C."""
     lessons = resume_lessons(job)
     if lessons is None:
+        job.session.run.begin_again()
         job.before = evaluate(job)
         lessons = Lessons()
     if job.config.algorithm.critic and not job.config.value_pretraining.critic_path:

@@ -93,17 +93,26 @@ class Session:
         self.say(f"accuracy after step {step}: {found.overall}")
         return summary
 
+    def finished(self, steps: int, time_limit_minutes: float) -> bool:
+        """Whether an earlier process has done all that these settings ask for; then it is said, and nothing redone."""
+        summary = self.run.summary()
+        if summary.get("status") != "finished" or not Path(summary["export"]).is_dir():
+            return False
+        out_of_time = time_limit_minutes > 0 and self.run.seconds >= 60.0 * time_limit_minutes
+        if not out_of_time and not 0 < steps <= summary["steps"]:
+            return False
+        self.say(f"{self.run.path} is finished, after {summary['steps']} steps; --run.resume fresh starts over")
+        return True
+
     def restore(
         self, engine: WorkerGroup, stage: str, steps: int, folder: str = ""
     ) -> tuple[int, Mapping[str, Any]] | None:
         """Loads the newest whole checkpoint, of those in `folder` below `checkpoints`, and rewinds the run to it.
 
-        Returns its step and what was saved beside the weights; None where there is no checkpoint, and then the folder
-        forgets what an attempt before has recorded.
+        Returns its step and what was saved beside the weights; None where there is no checkpoint.
         """
         path = CheckpointStore(self.run.checkpoints / folder).latest()
         if path is None:
-            self.run.begin_again()
             return None
         extra: Mapping[str, Any] = engine.restore(path)
         step = int(path.name.removeprefix("step-"))

@@ -117,6 +117,7 @@ def resume_sft(job: SftJob) -> bool:
     """Restores the newest whole checkpoint; False where there is none."""
     found = job.session.restore(job.engine, "sft", job.total_steps)
     if found is None:
+        job.session.run.begin_again()
         return False
     job.step, extra = found
     job.examples.restore(extra["data"])

@@ -105,10 +105,9 @@ def forget_lessons(job: RlJob) -> None:
 
 
 def resume_lessons(job: RlJob) -> Lessons | None:
-    """Restores a half-taught critic; None where there is none, and the run has nothing of this stage then."""
+    """Restores a half-taught critic; None where there is none."""
     found = job.session.restore(job.engine, "value", job.config.value_pretraining.max_steps, folder="value")
     if found is None:
-        job.session.run.rewind("value", 0)
         return None
     step, extra = found
     job.prompts.restore(extra["data"])

@@ -91,6 +91,14 @@ class RunFolder:
         """Write summary.json: the headline for programs."""
         write_atomic(self.path / "summary.json", json.dumps(json.loads(dumps(summary)), indent=2) + "\n")
 
+    def summary(self) -> Mapping[str, Any]:
+        """What summary.json holds; empty where an earlier process has not come to its end."""
+        try:
+            found: dict[str, Any] = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found
+
     def rewind(self, stage: str, step: int) -> None:
         """Go back to the state after `step` of `stage`: drop later metrics and samples, and set the clock back."""
 
@@ -138,7 +146,7 @@ def open_run(config: Any, command: str, facts: Mapping[str, Any] | None = None) 
     with ExitStack() as held:
         lock = _locked(path)  # held from here on: nobody else may move aside what this run is about to write
         held.callback(os.close, lock)
-        begun = any((path / "checkpoints").glob("step-*"))
+        begun = any((path / "checkpoints").rglob("step-*"))
         if resume == "fresh" or not begun:
             with writing(path):
                 _move_aside(path, keep=begun)

@@ -13,6 +13,7 @@ import pytest
 from seedthink.cli import estimate
 from seedthink.cli.main import main
 from seedthink.config import RlConfig, SftConfig, load
+from seedthink.errors import DataError
 from seedthink.models.config import ModelConfig
 
 MOE = {
@@ -153,6 +154,7 @@ def test_memory_counts_what_the_settings_ask_for(model: Path) -> None:
     assert half["activations of a micro-batch"] * 2 == sizes(SftConfig)["activations of a micro-batch"]
 
 
-def test_a_model_folder_that_is_none_is_said_in_the_estimate(tmp_path: Path) -> None:
-    lines = estimate.in_words(load(None, RlConfig, {"model.path": str(tmp_path)}))
-    assert lines[0].startswith(f"parameters  unknown: {tmp_path} holds no config.json")
+def test_an_estimate_without_a_model_says_so_and_with_a_broken_one_it_is_an_error(tmp_path: Path) -> None:
+    assert estimate.in_words(load(None, RlConfig, {})) == ["parameters  unknown: model.path is not set"]
+    with pytest.raises(DataError, match="holds no config.json"):
+        estimate.in_words(load(None, RlConfig, {"model.path": str(tmp_path)}))

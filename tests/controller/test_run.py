@@ -101,6 +101,18 @@ def test_a_resumed_run_equals_one_that_was_never_interrupted(start: Path, tmp_pa
     assert weights[0] == weights[1]
 
 
+def test_a_finished_run_is_not_run_again_unless_more_is_asked_of_it(
+    start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_rl(config(RlConfig, start, tmp_path, **{**RL, "run.steps": 1}))
+    before = {path: path.read_bytes() for path in (run / "summary.json", run / "metrics.jsonl")}
+    assert run_rl(config(RlConfig, start, tmp_path, **{**RL, "run.steps": 1})) == run
+    assert "is finished, after 1 steps; --run.resume fresh starts over" in capsys.readouterr().out
+    assert before == {path: path.read_bytes() for path in before}
+    run_rl(config(RlConfig, start, tmp_path, **{**RL, "run.steps": 2}))
+    assert json.loads((run / "summary.json").read_text())["steps"] == 2
+
+
 def interrupt_when(stage: str, metrics: Path) -> threading.Thread:
     """Ctrl-C as soon as the run has recorded a step of `stage`."""
 
@@ -114,7 +126,9 @@ def interrupt_when(stage: str, metrics: Path) -> threading.Thread:
     return thread
 
 
-def test_interrupted_value_pretraining_goes_on_and_ends_as_if_it_never_stopped(start: Path, tmp_path: Path) -> None:
+def test_interrupted_value_pretraining_goes_on_and_ends_as_if_it_never_stopped(
+    start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     taught = {**RL, "run.steps": 1, "value_pretraining.max_steps": 24, "value_pretraining.held_out_batches": 1}
     parts = tmp_path / "parts"
     watcher = interrupt_when("value", parts / "rl" / "metrics.jsonl")
@@ -123,6 +137,7 @@ def test_interrupted_value_pretraining_goes_on_and_ends_as_if_it_never_stopped(s
     assert 1 <= len(lines(run, "value")) < 24
     assert not list((run / "checkpoints").glob("step-*")), "a half-taught critic must not pass for a finished one"
     resumed = run_rl(config(RlConfig, start, parts, **taught))
+    assert "resumed step" in capsys.readouterr().out
     whole = run_rl(config(RlConfig, start, tmp_path / "whole", **taught))
     assert [row["step"] for row in lines(resumed, "value")] == list(range(1, 25))
     critics = [(run / "critic" / "model.safetensors").read_bytes() for run in (whole, resumed)]
