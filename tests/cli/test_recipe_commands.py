@@ -156,5 +156,5 @@ def test_memory_counts_what_the_settings_ask_for(model: Path) -> None:
 
 def test_an_estimate_without_a_model_says_so_and_with_a_broken_one_it_is_an_error(tmp_path: Path) -> None:
     assert estimate.in_words(load(None, RlConfig, {})) == ["parameters  unknown: model.path is not set"]
-    with pytest.raises(DataError, match="holds no config.json"):
+    with pytest.raises(DataError, match=r"holds no config\.json"):
         estimate.in_words(load(None, RlConfig, {"model.path": str(tmp_path)}))
