@@ -106,9 +106,7 @@ class Block(nn.Module):
         self.attention = Attention(config, layer, compute)
         self.mlp = SparseMoE(config, layer, compute) if config.is_sparse(layer) else DenseMLP(config, compute)
 
-    def forward(
-        self, x_TD: Tensor, delta_TD: Tensor | None, table: Tensor, context: Context
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x_TD: Tensor, delta_TD: Tensor | None, table: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """The residual stream comes and goes as (x, what is still to be added to it): adding belongs to the next norm.
 
         `delta_TD` None: x is whole.
