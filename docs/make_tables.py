@@ -22,9 +22,9 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def per_cent(entry: Mapping[str, float]) -> str:
+def per_cent(entry: Mapping[str, float] | None) -> str:
     """A mean with its interval."""
-    return f"{entry['mean']:.1f} % ({entry['low']:.1f} to {entry['high']:.1f})"
+    return "not measured" if entry is None else f"{entry['mean']:.1f} % ({entry['low']:.1f} to {entry['high']:.1f})"
 
 
 def quickstart(rows: Rows) -> str:
@@ -34,7 +34,10 @@ def quickstart(rows: Rows) -> str:
         ("**after**", lambda row: f"**{per_cent(row['after'])}**"),
         ("gain, points", lambda row: f"{row['gain']:+.1f}"),
         ("GRPO, same start and time", lambda row: per_cent(row["grpo"]) if "grpo" in row else "not measured"),
-        ("SFT continued for the same time", lambda r: per_cent(r["longer_sft"]) if "longer_sft" in r else "not measured"),
+        (
+            "SFT continued for the same time",
+            lambda r: per_cent(r["longer_sft"]) if "longer_sft" in r else "not measured",
+        ),
         ("other held-out problems", lambda row: per_cent(row["thinking_free"])),
         ("the same with an empty think block", lambda row: per_cent(row["thinking_empty"])),
         ("export sampled by transformers, another seed", lambda row: per_cent(row["by_transformers"])),
@@ -86,11 +89,7 @@ def startup(rows: Rows) -> str:
     """Time to the first step, and of the steps after it."""
     return table(
         ["0.3 M parameters, 64 rollouts x 32 tokens", "process start to the end of step 1", "then, a step"],
-        [
-            [row["side"], f"{row['median_first']:.2f} s", f"{row['median_then']:.3f} s"]
-            for row in rows
-            if "side" in row
-        ],
+        [[row["side"], f"{row['median_first']:.2f} s", f"{row['median_then']:.3f} s"] for row in rows if "side" in row],
     )
 
 

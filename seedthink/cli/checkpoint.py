@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+
+from seedthink.cli.arguments import Parser
 
 EXAMPLES = """Examples:
   seedthink checkpoint list runs/quickstart
@@ -16,7 +18,7 @@ EXAMPLES = """Examples:
 
 def run(arguments: Sequence[str]) -> int:
     """Dispatch to list, verify or export."""
-    parser = ArgumentParser("seedthink checkpoint", description=EXAMPLES, formatter_class=RawDescriptionHelpFormatter)
+    parser = Parser("seedthink checkpoint", EXAMPLES)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="list|verify|export")
     for verb, text in (("list", "steps, sizes and times"), ("verify", "check every byte against the manifest")):
         verbs.add_parser(verb, help=text).add_argument("run", metavar="RUN")
@@ -77,8 +79,7 @@ def _export(chosen: Namespace) -> int:
     path = store.latest() if chosen.step is None else steps.get(chosen.step)
     if path is None:
         raise DataError(f"no such whole checkpoint; {chosen.run} has {', '.join(each.name for each in paths)}")
-    settings = json.loads((Path(chosen.run) / "resolved.json").read_text(encoding="utf-8"))
-    start = settings["model"]["path"]
+    start = _start_model(Path(chosen.run) / "resolved.json")
     model = load_model(start)
     weights = store.load(path).groups["policy"]
     with torch.no_grad():
@@ -86,3 +87,16 @@ def _export(chosen: Namespace) -> int:
             parameter.copy_(weights[f"weight.{name}"])
     print(save_model(model, chosen.folder, getattr(torch, chosen.dtype), tokenizer_folder=start))
     return 0
+
+
+def _start_model(settings: Path) -> str:
+    """Return the folder of the model that a run started from, which holds the tokenizer and says what was trained."""
+    from seedthink.errors import DataError
+
+    try:
+        return str(json.loads(settings.read_text(encoding="utf-8"))["model"]["path"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{settings} cannot be read ({error!r}), so it is unknown which model was trained; copy the whole run "
+            "folder, or start the same command again, which writes it anew"
+        ) from None

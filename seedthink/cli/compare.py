@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from seedthink.cli.arguments import Parser
 
 EXAMPLES = """Examples:
   seedthink compare runs/vapo runs/grpo
@@ -17,7 +18,7 @@ HEADS = ("run", "made by", "before", "after", "points", "steps", "time", "tok/s"
 
 def run(arguments: Sequence[str]) -> int:
     """Print a table of the runs; optionally their settings that differ, and a page with curves."""
-    parser = ArgumentParser("seedthink compare", description=EXAMPLES, formatter_class=RawDescriptionHelpFormatter)
+    parser = Parser("seedthink compare", EXAMPLES)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
     parser.add_argument("--html", metavar="FILE", help="write a page with accuracy over time and over steps")
     parser.add_argument("--settings", action="store_true", help="list the settings that differ")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import suppress
+
+from seedthink.cli.arguments import Parser
 
 EXAMPLES = """Examples:
   seedthink config init rl > run.toml
@@ -15,7 +17,7 @@ EXAMPLES = """Examples:
 
 def run(arguments: Sequence[str]) -> int:
     """Dispatch to show, check, explain or init."""
-    parser = ArgumentParser("seedthink config", description=EXAMPLES, formatter_class=RawDescriptionHelpFormatter)
+    parser = Parser("seedthink config", EXAMPLES)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="show|check|explain|init")
     for verb, text in (("show", "print every setting of a recipe"), ("check", "say whether recipes are right")):
         sub = verbs.add_parser(verb, help=text)

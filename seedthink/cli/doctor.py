@@ -6,13 +6,14 @@ import json
 import os
 import shutil
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
+
+from seedthink.cli.arguments import Parser
 
 EXAMPLES = """Examples:
   seedthink doctor
@@ -43,7 +44,7 @@ class Finding:
 
 def run(arguments: Sequence[str]) -> int:
     """Look at everything and print it; 1 when something needed is missing."""
-    parser = ArgumentParser("seedthink doctor", description=EXAMPLES, formatter_class=RawDescriptionHelpFormatter)
+    parser = Parser("seedthink doctor", EXAMPLES)
     parser.add_argument("--json", action="store_true", help="findings as JSON")
     chosen = parser.parse_args(arguments)
     findings = examine()

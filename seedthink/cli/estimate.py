@@ -86,13 +86,10 @@ def activations(model: ModelConfig, tokens: int) -> float:
 
 
 def in_words(config: Any) -> list[str]:
-    """Return the lines that --dry-run prints; without a readable model folder they say so."""
+    """Return the lines that --dry-run prints. DataError where the model folder that is named cannot be read."""
     if not config.model.path:
         return ["parameters  unknown: model.path is not set"]
-    try:
-        model = read_model(Path(config.model.path))
-    except DataError as error:
-        return [f"parameters  unknown: {error}"]
+    model = read_model(Path(config.model.path))
     total, active = parameters(model)
     parts = memory(model, config)
     lines = [f"parameters  {total:,} ({active:,} per token)"]

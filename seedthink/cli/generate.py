@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
+from errno import EACCES, EISDIR
 from pathlib import Path
 from typing import Any
 
 from seedthink.cli.recipe_command import resolve
 from seedthink.config import GenerateConfig
 from seedthink.errors import ConfigError, DataError
-from seedthink.telemetry.jsonl import write_atomic
+from seedthink.telemetry.jsonl import write_atomic, writing
 
 EXAMPLES = """  seedthink generate --model.path runs/quickstart/export --request.prompt "7 8 32 -> 24"
   seedthink generate --model.path my-model --request.input prompts.jsonl --request.output answers.jsonl
@@ -26,6 +28,9 @@ def run(arguments: Sequence[str]) -> int:
     if not config.model.path:
         raise ConfigError("model.path is empty: give the folder of a model with --model.path FOLDER")
     prompts = list(read_prompts(config))
+    if config.request.output:
+        with writing(Path(config.request.output)):  # before the answers, which would be lost
+            _check_writable(Path(config.request.output).absolute())
     from seedthink.controller.llm import LLM
 
     sampling = config.generation
@@ -70,6 +75,8 @@ def read_prompts(config: GenerateConfig) -> Iterator[Any]:
         lines = Path(request.input).read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise DataError(f"request.input {request.input} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"request.input {request.input} is no UTF-8: {error}") from None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -95,6 +102,14 @@ def rows(prompts: Sequence[Any], answers: Sequence[Sequence[Any]]) -> Iterator[d
                 "tokens": len(completion.tokens_T),
                 "logprob": float(completion.logprob_T.sum()),
             }
+
+
+def _check_writable(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(EISDIR, "it is a folder")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(EACCES, "its folder takes no files")
 
 
 def _renders_chat(config: GenerateConfig, llm: Any) -> bool:

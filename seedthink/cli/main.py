@@ -1,12 +1,14 @@
 """`seedthink COMMAND ...`: finds the command's file and turns errors into messages and exit codes.
 
 Nothing heavy is imported before the command is known: `seedthink --help` answers at once, without torch.
-Exit codes: 0 done, 1 the run could not go on, 2 a mistake in settings, data or machine, 130 interrupted.
+Exit codes: 0 done, 1 the run could not go on, 2 a mistake in settings, data or machine, 130 interrupted
+(what was done is saved; the last line says how to go on).
 """
 
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -44,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if words[0] not in COMMANDS:
         return _complain(f'there is no command "{words[0]}"{_nearest(words[0])}')
+    warnings.formatwarning = lambda message, *_, **__: f"seedthink: {message}\n"  # without a line of our sources
     try:
         return int(import_module(f"seedthink.cli.{words[0]}").run(words[1:]))
     except RunError as error:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
+
+from seedthink.cli.arguments import Parser
 
 EXAMPLES = """Builds a small Qwen3-MoE, teaches it the format (sft), pretrains its critic, improves it by VAPO, and
 evaluates it on held-out puzzles before and after. Running it again goes on where it stopped.
@@ -17,7 +19,7 @@ Examples:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the pipeline, write the report, and say where things are."""
-    parser = ArgumentParser("seedthink quickstart", description=EXAMPLES, formatter_class=RawDescriptionHelpFormatter)
+    parser = Parser("seedthink quickstart", EXAMPLES)
     parser.add_argument("--folder", type=Path, default=Path("runs"), help="folder that holds run folders (runs)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--controller", choices=["ray", "local"], default="ray", help="worker processes, or this one")
@@ -36,5 +38,5 @@ def run(arguments: Sequence[str]) -> int:
         fresh=chosen.fresh,
         verbose=chosen.verbose,
     )
-    finish(trained, beside=others)
-    return 0
+    again = shlex.join(["seedthink", "quickstart", *(word for word in arguments if word != "--fresh")])
+    return finish(trained, again, beside=others)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -13,6 +14,9 @@ Config = TypeVar("Config")
 COMMON = """Flags of the command itself:
   --dry-run      resolve the settings, count parameters and memory, and stop; needs no device
   -v, --verbose  more numbers per step, and information that otherwise goes to logs/ only"""
+
+
+INTERRUPTED = 130  # the exit code of a command that Ctrl-C or SIGTERM stopped
 
 
 class Switches(NamedTuple):
@@ -42,8 +46,11 @@ def resolve(cls: type[Config], command: str, examples: str, arguments: Sequence[
     return config, switches
 
 
-def finish(run: Path, *, beside: Sequence[Path] = ()) -> None:
-    """Write a run's report and say where things are."""
+def finish(run: Path, again: str, *, beside: Sequence[Path] = ()) -> int:
+    """Write a run's report and say where things are; returns the exit code.
+
+    A run without a summary was stopped before its end: `again` is the command that goes on with it.
+    """
     from seedthink.report.page import write_report
     from seedthink.report.run_data import read_run
 
@@ -58,3 +65,18 @@ def finish(run: Path, *, beside: Sequence[Path] = ()) -> None:
     print(f"report    {write_report(run, beside=beside)}")
     if data.sampled_steps():
         print(f"samples   seedthink samples {run}")
+    if data.summary:
+        return 0
+    print(f"stopped   go on with: {again}")
+    return INTERRUPTED
+
+
+def going_on(command: str, arguments: Sequence[str], resume: str) -> str:
+    """Write the command line that goes on with a run that these arguments began; `resume` is its run.resume."""
+    words = list(arguments)
+    for at in reversed(range(len(words))):
+        if words[at] == "--run.resume":
+            del words[at : at + 2]
+        elif words[at].startswith("--run.resume="):
+            del words[at]
+    return shlex.join(["seedthink", command, *words, *([] if resume == "auto" else ["--run.resume", "auto"])])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+
+from seedthink.cli.arguments import Parser
 
 EXAMPLES = """Examples:
   seedthink report runs/quickstart
@@ -13,7 +14,7 @@ EXAMPLES = """Examples:
 
 def run(arguments: Sequence[str]) -> int:
     """Write the page; optionally hand the metrics to a tracker."""
-    parser = ArgumentParser("seedthink report", description=EXAMPLES, formatter_class=RawDescriptionHelpFormatter)
+    parser = Parser("seedthink report", EXAMPLES)
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("--beside", nargs="+", default=[], metavar="RUN", help="other runs to show side by side")
     parser.add_argument("--tensorboard", metavar="FOLDER", help="also write the metrics as TensorBoard events")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from seedthink.cli.recipe_command import finish, resolve
+from seedthink.cli.recipe_command import finish, going_on, resolve
 from seedthink.config import RlConfig
 
 EXAMPLES = """  seedthink rl recipes/quickstart/rl.toml --model.path my-model
@@ -18,5 +18,5 @@ def run(arguments: Sequence[str]) -> int:
     if config is not None:
         from seedthink.controller.run import run_rl
 
-        finish(run_rl(config, switches.verbose))
+        return finish(run_rl(config, switches.verbose), going_on("rl", arguments, config.run.resume))
     return 0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from itertools import islice
+
+from seedthink.cli.arguments import Parser
 
 EXAMPLES = """Examples:
   seedthink samples runs/quickstart                          the newest step
@@ -15,7 +16,7 @@ EXAMPLES = """Examples:
 
 def run(arguments: Sequence[str]) -> int:
     """Print the samples that pass the filters."""
-    parser = ArgumentParser("seedthink samples", description=EXAMPLES, formatter_class=RawDescriptionHelpFormatter)
+    parser = Parser("seedthink samples", EXAMPLES)
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("--step", type=int, help="step to read (default: the newest; all with --text or --problem)")
     parser.add_argument("--reward-above", type=float, metavar="X", help="only rewards above X")

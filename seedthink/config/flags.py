@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 from seedthink.config.convert import source
 from seedthink.config.effects import check
-from seedthink.config.loader import explicit_keys, in_file, load, merged, named, read
+from seedthink.config.loader import explicit_keys, in_file, load, merged, named, read, unknown_key, unknown_section
 from seedthink.config.sections import SourceConfig
-from seedthink.config.tree import keys
+from seedthink.config.tree import hints, keys
 from seedthink.errors import ConfigError
 
 Config = TypeVar("Config")
@@ -30,11 +30,12 @@ def parse(
     """Read `[RECIPE] [--section.key value ...]` into a checked configuration.
 
     `overrides` are dotted keys that stand between file and flags. `--help` prints `about` and every key and exits with
-    0; an unknown flag exits with 2 after naming the nearest one; any other mistake raises ConfigError.
+    0, a value of the wrong type exits with 2; any other mistake raises ConfigError, which names the nearest key.
     """
     recipe, flags = split_recipe(arguments)
     if not flags:
         return load(recipe, cls, overrides)
+    refuse_strays(cls, flags)
     given = flag_values(cls, flags)
     table = merged({} if recipe is None else read(recipe), overrides or {})
     if "algorithm.preset" in given:
@@ -51,19 +52,36 @@ def split_recipe(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     return None, list(arguments)
 
 
+def refuse_strays(cls: type, flags: Sequence[str]) -> None:
+    """Raise ConfigError for a flag that is no key, and for a recipe that does not stand first."""
+    if {"-h", "--help"} & set(flags):
+        return
+    for at, word in enumerate(flags):
+        if not word.startswith("-") and (at == 0 or (word.endswith(".toml") and not flags[at - 1].startswith("--"))):
+            if "=" in word:
+                continue  # an assignment without dashes; `_tyro` says how to write it
+            raise ConfigError(f'"{word}" is no flag; a command takes one recipe, before its flags')
+        path = word[2:].partition("=")[0].replace("-", "_")
+        if word.startswith("--") and not key_of(cls, path):
+            section = path.rpartition(".")[0]
+            raise unknown_section(section, cls) if section and section not in hints(cls) else unknown_key(path, cls)
+
+
+def key_of(cls: type, path: str) -> str:
+    """Return the key that a flag sets: the path itself, or without the "no_" that switches it off; "" for neither."""
+    section, dot, leaf = path.rpartition(".")
+    known = keys(cls)
+    return next((name for name in (path, f"{section}{dot}{leaf.removeprefix('no_')}") if name in known), "")
+
+
 def flag_values(cls: type, flags: Sequence[str]) -> dict[str, str]:
     """Map the dotted keys that flags set to the word that follows each ("" where none does)."""
-    known = keys(cls)
     found: dict[str, str] = {}
     for at, word in enumerate(flags):
         if not word.startswith("--"):
             continue
         name, equals, value = word[2:].partition("=")
-        path = name.replace("-", "_")
-        if path not in known:
-            section, _, leaf = path.rpartition(".")
-            path = f"{section}.{leaf.removeprefix('no_')}"
-        if path in known:
+        if path := key_of(cls, name.replace("-", "_")):
             found[path] = value if equals else " ".join(flags[at + 1 : at + 2])
     return found
 

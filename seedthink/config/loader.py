@@ -49,6 +49,8 @@ def read(path: str | Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if Path(path).is_dir():
+            raise ConfigError(f"{path} is a folder without run.toml, so it is no recipe; name a TOML file") from None
         known = sorted(str(found.parent) for found in Path("recipes").glob("*/run.toml"))
         here = f" Recipes here: {', '.join(known)}." if known else ""
         raise ConfigError(
@@ -57,6 +59,8 @@ def read(path: str | Path) -> dict[str, Any]:
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {file} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"recipe {file} cannot be read: {error.strerror}") from None
 
 
 def recipe_file(path: str | Path) -> Path:

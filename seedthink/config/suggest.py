@@ -45,8 +45,8 @@ KNOWN_ELSEWHERE = {
 def nearest(path: str, known: Iterable[str], limit: int = 3) -> list[str]:
     """Return up to `limit` known dotted keys that `path` was probably meant to be, best first.
 
-    Tried in order: the same last name at another level, a near spelling in the same section, the name other trainers
-    use, a near spelling anywhere, a near spelling of the whole path.
+    Tried in order: the same but for dots and dashes, the same last name at another level, a near spelling in the same
+    section, the name other trainers use, a near spelling anywhere, a near spelling of the whole path.
     """
     known = list(known)
     section, _, leaf = path.rpartition(".")
@@ -59,7 +59,9 @@ def nearest(path: str, known: Iterable[str], limit: int = 3) -> list[str]:
     in_place = [siblings[elsewhere]] if elsewhere in siblings else []
     close = get_close_matches(leaf, siblings, 1, 0.7)
     anywhere = get_close_matches(leaf, leaves, 1, 0.7)
+    flat = path.replace("-", "_").replace(".", "_")
     candidates = [
+        [key for key in known if key.replace(".", "_") == flat],
         leaves.get(leaf, []),
         in_place,
         [siblings[name] for name in close],

@@ -41,10 +41,10 @@ def train_rl(
 
 def importable(function: Callable[..., Any]) -> str:
     """The "module:function" by which verifier processes find a function; ConfigError where they could not."""
-    name = getattr(function, "__qualname__", "")
-    if function.__module__ == "__main__" or "<" in name or "." in name:
+    name, module = getattr(function, "__qualname__", ""), getattr(function, "__module__", "")
+    if not name or not module or module == "__main__" or "<" in name or "." in name:
         raise ConfigError(
             f"reward_fn {name or function!r} cannot be imported by verifier processes; put it at the top level of a "
             'module of its own and pass it, or "module:function"'
         )
-    return f"{function.__module__}:{name}"
+    return f"{module}:{name}"

@@ -137,7 +137,7 @@ def record(job: RlJob, collected: Collected, credited: Sequence[Credited], updat
     run.record("rl", job.step, metrics)
     run.record_rollouts(job.step, rows(credited, job.session.tokenizer.decode))
     job.terminal.step(job.step, metrics)
-    check_skipped(job, updates)
+    check_skipped(job, job.step, updates, run.rollouts / f"step_{job.step}.jsonl")
 
 
 _STAGES = ("gen", "reward", "values", "update_actor", "param_sync")
@@ -164,16 +164,16 @@ def averaged(updates: Sequence[Update]) -> dict[str, float]:
     return found
 
 
-def check_skipped(job: RlJob, updates: Sequence[Update]) -> None:
-    """RunError after too many updates in a row whose loss or gradient was not finite; their samples are on disk."""
+def check_skipped(job: RlJob, step: int, updates: Sequence[Update], where: Path) -> None:
+    """RunError after too many updates in a row whose loss or gradient was not finite; `where` holds their samples."""
     limit = job.config.trainer.max_skipped_steps
     for update in updates:
         job.skipped = job.skipped + 1 if update.skipped else 0
         if job.skipped > limit:
-            where = job.session.run.rollouts / f"step_{job.step}.jsonl"
             raise RunError(
-                f"step {job.step}: {job.skipped} updates in a row were skipped ({update.skipped}); the samples are in "
-                f"{where}, the last checkpoint is whole. Lower policy_optimizer.lr, or raise trainer.max_skipped_steps"
+                f"step {step}: {job.skipped} updates in a row were skipped ({update.skipped}); the samples are in "
+                f"{where}, the last checkpoint is whole. Lower policy_optimizer.lr or critic_optimizer.lr, look at the "
+                "rewards, or raise trainer.max_skipped_steps"
             )
 
 
@@ -203,13 +203,18 @@ def resume(job: RlJob) -> bool:
     job.prompts.restore(extra["data"])
     for name in _REMEMBERED:
         setattr(job, name, extra[name])
+    evaluate_if_due(job)  # killed between the checkpoint and the evaluation that follows it
     return True
 
 
 def evaluate_if_due(job: RlJob) -> None:
-    """Held-out accuracy every so many steps; the last step is evaluated by whoever runs the job."""
+    """Held-out accuracy every so many steps, unless a resumed run has it already.
+
+    The last step is evaluated by whoever runs the job.
+    """
     every = job.config.evaluation.every_steps
-    if every and job.step % every == 0 and job.step != job.config.run.steps:
+    due = every and job.step % every == 0 and job.step != job.config.run.steps
+    if due and not job.session.run.evaluated("rl", job.step):
         evaluate(job)
 
 

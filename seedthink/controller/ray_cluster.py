@@ -69,6 +69,7 @@ class RayCluster:
                 **quiet,
             )
         except Exception as error:
+            ray.shutdown()  # what came up before it failed; a restart begins with nothing
             raise DeviceError(
                 f"Ray did not start: {error}. Its logs are in {self._folder}. Run `seedthink doctor`, or use "
                 "--controller local to do without Ray"
@@ -189,11 +190,20 @@ def _join(address: str, quiet: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _signal_handlers_kept() -> Iterator[None]:
-    """Undo that `ray.init` replaces the SIGTERM handler, which may be a `StopSignal`'s."""
+    """Keep `ray.init` from replacing the SIGTERM handler, which may be a `StopSignal`'s.
+
+    Ray's own leaves at once, without its servers: a SIGTERM while it starts would leave those behind.
+    """
     before = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
+    utils = ray._private.utils
+    theirs = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = theirs
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _name(pid: int) -> str:

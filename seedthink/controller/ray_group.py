@@ -186,9 +186,11 @@ class RayGroup(WorkerGroup):
             raise
 
     def start(self, verb: Verb, calls: Mapping[int, Call]) -> RayCall:
-        """Send the calls; nothing waits yet. Raises what broke the group before, if something did."""
+        """Send the calls; nothing waits yet. Raises what broke the group, WorkerDied where Ray's servers are gone."""
         if self._broken is not None:
             raise self._broken
+        # Short calls do well without the servers, until Ray ends this process for it a minute later.
+        self.pool.cluster.check()
         wanted = min(calls) if verb.transfer.answers == "first" else None
         refs = {
             rank: self._hosts[rank].run.remote(verb.name, call, wanted is None or rank == wanted)

@@ -16,6 +16,7 @@ QUIET_AND_SMALL = {
     "RAY_task_events_report_interval_ms": "0",
     "RAY_event_stats": "0",
     "RAY_prestart_worker_first_driver": "0",
+    "RAY_worker_niceness": "0",  # Ray's own 15 makes the engine yield to everything else on the machine
 }
 
 for _name, _value in QUIET_AND_SMALL.items():

@@ -7,7 +7,7 @@ a summary and an exported model behind. Ray or one process is decided in `sessio
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -17,15 +17,18 @@ from typing import Any, TypeVar
 from seedthink.config.commands import EvalConfig, RlConfig, SftConfig
 from seedthink.config.sections import OptimizerConfig
 from seedthink.controller.groups import WorkerGroup
+from seedthink.controller.limits import check_apart, check_examples, check_prompts
 from seedthink.controller.loop import RlJob, evaluate, resume, save, train
 from seedthink.controller.session import Session, open_session, view, workers
 from seedthink.controller.sft import SftJob, evaluate_sft, resume_sft, save_sft, train_sft
-from seedthink.controller.sources import TrainingTexts, held_out_prompts, training_prompts, training_texts
+from seedthink.controller.sources import Training, asked, held_out_prompts, training_prompts, training_texts
 from seedthink.controller.supervision import supervise
 from seedthink.controller.value_pretraining import Lessons, forget_lessons, pretrain_value, resume_lessons
+from seedthink.data.sft import SftExample
 from seedthink.engine.engine import EngineSettings
+from seedthink.errors import ConfigError
 from seedthink.telemetry.summary import Summary
-from seedthink.types import SamplingParams
+from seedthink.types import Prompt, SamplingParams
 
 Config = TypeVar("Config", RlConfig, SftConfig, EvalConfig)
 
@@ -37,7 +40,15 @@ def run_rl(config: RlConfig, verbose: bool = False) -> Path:
     the algorithm has one, and `summary.json`; `seedthink report` writes its report.
     """
     config = _named(config, "rl")
-    with open_session(config, "rl", config.model.path, verbose) as session:
+    with open_session(config, "rl", verbose) as session:
+        if session.finished(config.run.steps, config.run.time_limit_minutes):
+            return session.run.path
+        held_out = _held_out(config, session)
+        problems = training_prompts(config.data, session.tokenizer, config.run.seed)
+        check_apart(problems.items, held_out)
+        held_out = asked(held_out, config.evaluation.thinking, session.tokenizer)
+        check_prompts([*held_out, *problems.items], session.model, config.rollout.max_tokens, "rollout.max_tokens")
+        session.judge.load({prompt.family for prompt in [*held_out, *problems.items]})
         settings = rl_engine_settings(config)
 
         def build() -> AbstractContextManager[WorkerGroup]:
@@ -49,16 +60,25 @@ def run_rl(config: RlConfig, verbose: bool = False) -> Path:
                 threads=config.model.threads,
             )
 
-        _supervised(config, session, build, partial(_rl, config, session, verbose))
+        _supervised(config, session, build, partial(_rl, config, session, problems, held_out, verbose))
         return session.run.path
 
 
 def run_sft(config: SftConfig, verbose: bool = False) -> Path:
     """Supervised fine-tuning by the recipe; returns the run folder, which gets `export/` and `summary.json`."""
     config = _named(config, "sft")
-    with open_session(config, "sft", config.model.path, verbose) as session:
+    with open_session(config, "sft", verbose) as session:
+        held_out = _held_out(config, session)
         texts = training_texts(config.data, session.tokenizer, config.run.seed)
+        check_apart(texts.items, held_out)
+        check_examples(texts.items, session.model)
+        if held_out:
+            held_out = asked(held_out, config.evaluation.thinking, session.tokenizer)
+            check_prompts(held_out, session.model, config.generation.max_tokens, "generation.max_tokens")
+            session.judge.load({prompt.family for prompt in held_out})
         total = _sft_steps(config, texts)
+        if session.finished(total, config.run.time_limit_minutes):
+            return session.run.path
         settings = EngineSettings(
             model=Path(config.model.path),
             dtype=config.model.dtype,
@@ -73,14 +93,14 @@ def run_sft(config: SftConfig, verbose: bool = False) -> Path:
         def build() -> AbstractContextManager[WorkerGroup]:
             return workers(config.controller, settings, None, logs=session.run.logs, threads=config.model.threads)
 
-        _supervised(config, session, build, partial(_sft, config, session, texts, total, verbose))
+        _supervised(config, session, build, partial(_sft, config, session, texts, held_out, total, verbose))
         return session.run.path
 
 
 def run_eval(config: EvalConfig, verbose: bool = False) -> Mapping[str, Any]:
     """Held-out accuracy of a model folder; returns the summary that `summary.json` in the run folder holds."""
     config = _named(config, "eval")
-    with open_session(config, "eval", config.model.path, verbose) as session:
+    with open_session(config, "eval", verbose, stop_at_once=True) as session:
         settings = EngineSettings(
             model=Path(config.model.path),
             dtype=config.model.dtype,
@@ -91,9 +111,11 @@ def run_eval(config: EvalConfig, verbose: bool = False) -> Mapping[str, Any]:
             critic=False,
         )
         generation, wanted = config.generation, config.evaluation
-        prompts = held_out_prompts(
-            config.data, session.tokenizer, wanted.problems, config.run.seed, thinking=wanted.thinking
-        )
+        if not config.data.eval:
+            raise ConfigError("data.eval is empty; name held-out problems, e.g. --data.eval puzzle:countdown")
+        prompts = asked(_held_out(config, session), wanted.thinking, session.tokenizer)
+        check_prompts(prompts, session.model, generation.max_tokens, "generation.max_tokens")
+        session.judge.load({prompt.family for prompt in prompts})
         params = SamplingParams(
             max_tokens=generation.max_tokens,
             temperature=generation.temperature,
@@ -126,17 +148,23 @@ def rl_engine_settings(config: RlConfig) -> EngineSettings:
     )
 
 
-def _rl(config: RlConfig, session: Session, verbose: bool, engine: WorkerGroup) -> None:
-    held_out = held_out_prompts(
-        config.data, session.tokenizer, config.evaluation.problems, config.run.seed, config.evaluation.thinking
-    )
-    prompts = training_prompts(config.data, session.tokenizer, config.run.seed, held_out)
+def _held_out(config: RlConfig | SftConfig | EvalConfig, session: Session) -> list[Prompt]:
+    return held_out_prompts(config.data, session.tokenizer, config.evaluation.problems, config.run.seed)
+
+
+def _rl(
+    config: RlConfig,
+    session: Session,
+    problems: Training[Prompt],
+    held_out: Sequence[Prompt],
+    verbose: bool,
+    engine: WorkerGroup,
+) -> None:
     with view(session, "rl", config.run.steps, verbose) as terminal:
-        job = RlJob(config, session, engine, prompts, held_out, terminal)
+        job = RlJob(config, session, engine, problems.stream(), held_out, terminal)
         if not resume(job):
-            begin(job)
-            if session.stop.requested:
-                terminal.say("stopped before the first step; the same command goes on from there")
+            if not begin(job):
+                terminal.say("stopped during value pretraining; the same command goes on from there")
                 return
             save(job)
             forget_lessons(job)
@@ -151,15 +179,17 @@ def _rl(config: RlConfig, session: Session, verbose: bool, engine: WorkerGroup) 
         _finish_rl(job, after)
 
 
-def begin(job: RlJob) -> None:
-    """What comes before the first step: accuracy at the start, and the critic's lessons where it needs any."""
+def begin(job: RlJob) -> bool:
+    """What comes before the first step: accuracy, and lessons for a critic that needs some; False after Ctrl-C."""
     lessons = resume_lessons(job)
     if lessons is None:
+        job.session.run.begin_again()
         job.before = evaluate(job)
         lessons = Lessons()
     if job.config.algorithm.critic and not job.config.value_pretraining.critic_path:
         with job.session.stage("value"):
-            pretrain_value(job, lessons)
+            return pretrain_value(job, lessons)
+    return True
 
 
 def _finish_rl(job: RlJob, after: Mapping[str, Any] | None) -> None:
@@ -185,11 +215,14 @@ def _finish_rl(job: RlJob, after: Mapping[str, Any] | None) -> None:
 
 
 def _sft(
-    config: SftConfig, session: Session, texts: TrainingTexts, total: int, verbose: bool, engine: WorkerGroup
+    config: SftConfig,
+    session: Session,
+    texts: Training[SftExample],
+    held_out: Sequence[Prompt],
+    total: int,
+    verbose: bool,
+    engine: WorkerGroup,
 ) -> None:
-    held_out = held_out_prompts(
-        config.data, session.tokenizer, config.evaluation.problems, config.run.seed, config.evaluation.thinking
-    )
     with view(session, "sft", total, verbose) as terminal:
         job = SftJob(config, session, engine, texts.stream(), held_out, terminal, total)
         resume_sft(job)
@@ -208,13 +241,14 @@ def _sft(
         _summarise(session, summary)
 
 
-def _sft_steps(config: SftConfig, texts: TrainingTexts) -> int:
+def _sft_steps(config: SftConfig, texts: Training[SftExample]) -> int:
     """Steps of an SFT run: as set, or what `data.epochs` passes over the texts take; 0 where time alone ends it."""
     if config.run.steps:
         return config.run.steps
     if config.run.time_limit_minutes:
         return 0
-    return max(1, math.ceil(config.data.epochs * texts.tokens / config.data.batch_tokens))
+    tokens = sum(len(example.tokens_T) for example in texts.items)
+    return max(1, math.ceil(config.data.epochs * tokens / config.data.batch_tokens))
 
 
 def _supervised(

@@ -24,8 +24,10 @@ from seedthink.controller.signals import StopSignal
 from seedthink.controller.worker import EngineWorker
 from seedthink.data.tokenizer import Tokenizer
 from seedthink.engine.engine import EngineSettings
+from seedthink.engine.model_io import read_config
 from seedthink.errors import ConfigError
 from seedthink.kernels.build import build_info
+from seedthink.models.config import ModelConfig
 from seedthink.rewards.pool import JudgePool
 from seedthink.rollout.collect import CollectSettings, collect
 from seedthink.telemetry.folder import RunFolder, open_run
@@ -42,6 +44,7 @@ class Session:
     """One command at work on one run folder. `seconds` sums up the time of each stage."""
 
     run: RunFolder
+    model: ModelConfig
     tokenizer: Tokenizer
     judge: JudgePool
     stop: StopSignal
@@ -90,6 +93,17 @@ class Session:
         self.say(f"accuracy after step {step}: {found.overall}")
         return summary
 
+    def finished(self, steps: int, time_limit_minutes: float) -> bool:
+        """Whether an earlier process has done all that these settings ask for; then it is said, and nothing redone."""
+        summary = self.run.summary()
+        if summary.get("status") != "finished" or not Path(summary["export"]).is_dir():
+            return False
+        out_of_time = time_limit_minutes > 0 and self.run.seconds >= 60.0 * time_limit_minutes
+        if not out_of_time and not 0 < steps <= summary["steps"]:
+            return False
+        self.say(f"{self.run.path} is finished, after {summary['steps']} steps; --run.resume fresh starts over")
+        return True
+
     def restore(
         self, engine: WorkerGroup, stage: str, steps: int, folder: str = ""
     ) -> tuple[int, Mapping[str, Any]] | None:
@@ -108,25 +122,25 @@ class Session:
 
 
 @contextmanager
-def open_session(config: Any, command: str, tokenizer_folder: str | Path, verbose: bool = False) -> Iterator[Session]:
-    """The folder, the judges and the memory sampler of a command; see `Session`."""
-    if not tokenizer_folder:
+def open_session(config: Any, command: str, verbose: bool = False, *, stop_at_once: bool = False) -> Iterator[Session]:
+    """The folder, the judges and the memory sampler of a command; see `Session`. A broken model changes no folder."""
+    if not config.model.path:
         raise ConfigError("model.path is empty; name a model folder in the recipe, or with --model.path FOLDER")
-    tokenizer = Tokenizer.load(tokenizer_folder)
+    tokenizer, model = Tokenizer.load(config.model.path), read_config(config.model.path)
     with ExitStack() as stack:
         run = open_run(config, command, {"build": build_info()})
         stack.callback(run.close)
         configure(run.logs, "controller", verbose)
-        judge = stack.enter_context(judges(config.reward))
+        stop = stack.enter_context(StopSignal(at_once=stop_at_once))
+        judge = stack.enter_context(judges(config.reward, run.logs / "verifiers.log"))
         memory = stack.enter_context(MemorySampler())
-        stop = stack.enter_context(StopSignal())
-        yield Session(run, tokenizer, judge, stop, memory)
+        yield Session(run, model, tokenizer, judge, stop, memory)
 
 
-def judges(reward: RewardConfig) -> JudgePool:
-    """Verifier processes as the recipe asks for them."""
+def judges(reward: RewardConfig, log: Path) -> JudgePool:
+    """Verifier processes as the recipe asks for them; what they print goes to `log`."""
     verifiers: Mapping[str, str] = {"*": reward.function} if reward.function else reward.verifiers
-    return JudgePool(verifiers, workers=reward.workers, seconds_per_item=reward.timeout_seconds)
+    return JudgePool(verifiers, workers=reward.workers, seconds_per_item=reward.timeout_seconds, log=log)
 
 
 @contextmanager

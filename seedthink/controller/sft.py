@@ -40,23 +40,37 @@ def train_sft(job: SftJob) -> None:
     while not finished(job):
         run.events.step = job.step = job.step + 1
         with run.events.span("step"):
-            batches = pack_examples(draw(job), config.trainer.micro_batch_tokens, job.engine.size)
+            examples = draw(job)
+            batches = pack_examples(examples, config.trainer.micro_batch_tokens, job.engine.size)
             update, *_ = job.engine.learn(batches)
         metrics = averaged([update]) | run.events.take()
         metrics["perf/throughput"] = sum(len(batch.tokens_T) for batch in batches) / metrics["timing_s/step"]
         run.record("sft", job.step, metrics)
         job.terminal.step(job.step, metrics)
         skipped = skipped + 1 if update.skipped else 0
+        if skipped:
+            where = run.record_skipped(job.step, offending(job, examples))
         if skipped > config.trainer.max_skipped_steps:
             raise RunError(
-                f"step {job.step}: {skipped} updates in a row were skipped ({update.skipped}); lower optimizer.lr or "
-                "raise trainer.max_skipped_steps"
+                f"step {job.step}: {skipped} updates in a row were skipped ({update.skipped}); their examples are in "
+                f"{where}. Lower optimizer.lr, or raise trainer.max_skipped_steps"
             )
         if config.checkpoint.every_steps and job.step % config.checkpoint.every_steps == 0:
             save_sft(job)
-        every = config.evaluation.every_steps
-        if every and job.step % every == 0 and job.step < job.total_steps:
-            evaluate_sft(job)
+        evaluate_if_due(job)
+
+
+def offending(job: SftJob, examples: Sequence[SftExample]) -> list[dict[str, Any]]:
+    """The examples of a step that was skipped, as rows to look at."""
+    decode = job.session.tokenizer.decode
+    return [
+        {
+            "id": example.id,
+            "tokens": len(example.tokens_T),
+            "text": decode(example.tokens_T.tolist(), skip_special_tokens=False),
+        }
+        for example in examples
+    ]
 
 
 def finished(job: SftJob) -> bool:
@@ -103,10 +117,20 @@ def resume_sft(job: SftJob) -> bool:
     """Restores the newest whole checkpoint; False where there is none."""
     found = job.session.restore(job.engine, "sft", job.total_steps)
     if found is None:
+        job.session.run.begin_again()
         return False
     job.step, extra = found
     job.examples.restore(extra["data"])
+    evaluate_if_due(job)  # killed between the checkpoint and the evaluation that follows it
     return True
+
+
+def evaluate_if_due(job: SftJob) -> None:
+    """Held-out accuracy every so many steps, unless a resumed run has it already; the last step's comes at the end."""
+    every = job.config.evaluation.every_steps
+    due = every and job.step % every == 0 and job.step != job.total_steps
+    if due and not job.session.run.evaluated("sft", job.step):
+        evaluate_sft(job)
 
 
 def evaluate_sft(job: SftJob) -> dict[str, Any] | None:

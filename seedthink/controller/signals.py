@@ -1,7 +1,8 @@
 """Ctrl-C once: finish the step, save, leave. Twice: leave now.
 
 `StopSignal` turns the first SIGINT or SIGTERM (what Slurm and Kubernetes send) into a flag that the loop reads between
-steps; the second SIGINT raises KeyboardInterrupt where the program stands.
+steps; the second SIGINT raises KeyboardInterrupt where the program stands. A command without steps stops at once, and
+at SIGTERM too it does so in order, so that it leaves no process behind.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ def _to_stderr(line: str) -> None:
 class StopSignal:
     """Context manager; `requested` turns True at the first signal. Outside the main thread it never does."""
 
-    def __init__(self, say: Callable[[str], None] = _to_stderr) -> None:
+    def __init__(self, say: Callable[[str], None] = _to_stderr, *, at_once: bool = False) -> None:
         self.requested = False
+        self._at_once = at_once
         self._say = say
         self._before: dict[int, Any] = {}
 
@@ -40,7 +42,8 @@ class StopSignal:
         self._before.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
+        if self._at_once or (self.requested and number == signal.SIGINT):
+            self.requested = True
             raise KeyboardInterrupt
         if not self.requested:
             self.requested = True

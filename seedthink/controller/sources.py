@@ -1,21 +1,23 @@
 """What a recipe's source tables stand for: streams of training prompts or examples, and held-out problems.
 
 A puzzle source draws `count` problems (knob, default 2000) from the training side of its family's split; held-out ones
-come from the other side. File sources are taken as they are, and a problem on both sides is refused.
+come from the other side. File sources are taken as they are; `limits.check_apart` refuses a problem on both sides.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from itertools import chain
+from typing import Any, Generic, TypeVar
 
 from seedthink.config.sections import EvalDataConfig, RlDataConfig, SftDataConfig, SourceConfig
+from seedthink.controller.limits import repeated
 from seedthink.data.prompts import Fields, TooLong, load_prompts, puzzle_prompts, without_thinking
-from seedthink.data.puzzles import Family, Habits, check_disjoint, family, make
+from seedthink.data.puzzles import Family, Habits, family, make
 from seedthink.data.sft import SftExample, cold_start_examples, load_examples
-from seedthink.data.sources import Identified, MixedSource, ShuffledSource, Source
+from seedthink.data.sources import MixedSource, ShuffledSource, Source
 from seedthink.data.tokenizer import Tokenizer
 from seedthink.errors import ConfigError
 from seedthink.types import Prompt
@@ -24,43 +26,40 @@ LOG = logging.getLogger("seedthink.controller")
 PUZZLES = 2000
 _DRAWING = ("count", "slips", "hasty")  # how many problems to draw and how they are answered, not how hard they are
 
-Item = TypeVar("Item", bound=Identified)
-
-
-def training_prompts(data: RlDataConfig, tokenizer: Tokenizer, seed: int, held_out: Sequence[Prompt]) -> Source[Prompt]:
-    """The endless stream of training prompts, mixed by weight. DataError where it holds a held-out problem."""
-    lists = [_prompts(source, data, tokenizer, seed) for source in _some(data.train, "data.train")]
-    check_disjoint((p.id for prompts in lists for p in prompts), (p.id for p in held_out))
-    return _mixed(data.train, lists, seed)
+Item = TypeVar("Item", Prompt, SftExample)
 
 
 @dataclass(frozen=True)
-class TrainingTexts:
-    """Texts to imitate, read once: as many streams over them as a run has attempts."""
+class Training(Generic[Item]):
+    """What is learned from, read once: as many streams over it as a run has attempts."""
 
     sources: Sequence[SourceConfig]
-    lists: Sequence[Sequence[SftExample]]
+    lists: Sequence[Sequence[Item]]
     seed: int
 
     @property
-    def tokens(self) -> int:
-        """Tokens of one pass over all of them, prompts included."""
-        return sum(len(example.tokens_T) for examples in self.lists for example in examples)
+    def items(self) -> Iterator[Item]:
+        """All items, source by source."""
+        return chain.from_iterable(self.lists)
 
-    def stream(self) -> Source[SftExample]:
+    def stream(self) -> Source[Item]:
         """An endless stream from the beginning, mixed by weight."""
         return _mixed(self.sources, self.lists, self.seed)
 
 
-def training_texts(data: SftDataConfig, tokenizer: Tokenizer, seed: int) -> TrainingTexts:
+def training_prompts(data: RlDataConfig, tokenizer: Tokenizer, seed: int) -> Training[Prompt]:
+    """Reads and tokenizes the problems of all sources."""
+    sources = _some(data.train, "data.train")
+    return _training(sources, [_prompts(source, data, tokenizer, seed) for source in sources], seed)
+
+
+def training_texts(data: SftDataConfig, tokenizer: Tokenizer, seed: int) -> Training[SftExample]:
     """Reads and tokenizes the texts of all sources."""
     sources = _some(data.train, "data.train")
-    return TrainingTexts(sources, [_examples(source, data, tokenizer, seed) for source in sources], seed)
+    return _training(sources, [_examples(source, data, tokenizer, seed) for source in sources], seed)
 
 
-def held_out_prompts(
-    data: EvalDataConfig, tokenizer: Tokenizer, count: int, seed: int, thinking: str = "free"
-) -> list[Prompt]:
+def held_out_prompts(data: EvalDataConfig, tokenizer: Tokenizer, count: int, seed: int) -> list[Prompt]:
     """About `count` held-out problems, shared out over the sources by weight; the same for a seed."""
     if not data.eval:
         return []
@@ -76,7 +75,12 @@ def held_out_prompts(
         else:
             prompts = ShuffledSource(_file_prompts(source, data, tokenizer), seed=seed).items[:share]
         found += prompts
-    return [without_thinking(prompt, tokenizer) for prompt in found] if thinking == "empty" else found
+    return found
+
+
+def asked(prompts: Sequence[Prompt], thinking: str, tokenizer: Tokenizer) -> list[Prompt]:
+    """Held-out problems as `evaluation.thinking` has them asked."""
+    return [without_thinking(prompt, tokenizer) for prompt in prompts] if thinking == "empty" else list(prompts)
 
 
 def _prompts(source: SourceConfig, data: EvalDataConfig, tokenizer: Tokenizer, seed: int) -> Sequence[Prompt]:
@@ -135,6 +139,13 @@ def _too_long(data: EvalDataConfig) -> TooLong:
 def _say_skipped(source: SourceConfig, skipped: int, limit: int) -> None:
     if skipped:
         LOG.warning("%s: %d rows skipped, longer than %d tokens", source.path, skipped, limit)
+
+
+def _training(sources: Sequence[SourceConfig], lists: Sequence[Sequence[Item]], seed: int) -> Training[Item]:
+    for source, items in zip(sources, lists, strict=True):
+        if source.kind != "puzzle" and (count := repeated(items)):
+            LOG.warning("%s: %d rows repeat an earlier one; they are kept and weigh more", source.path, count)
+    return Training(sources, lists, seed)
 
 
 def _mixed(sources: Sequence[SourceConfig], lists: Sequence[Sequence[Item]], seed: int) -> Source[Item]:

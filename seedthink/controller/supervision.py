@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
-from seedthink.errors import RunError
+from seedthink.errors import DeviceError, RunError
 
 Groups = TypeVar("Groups")
 Result = TypeVar("Result")
@@ -34,7 +34,7 @@ def supervise(
     window: float = 3600.0,
     say: Callable[[str], None],
 ) -> Result:
-    """Run, and after a `WorkerDied` or `DeadlineError` build anew and run again.
+    """Run, and after a `WorkerDied` or `DeadlineError` build anew and run again; building may fail then, too.
 
     `build()` returns a context manager over all that a failure can take along (Ray, pools, groups); `run(groups)`
     must resume from the run folder by itself. At most `restarts` restarts within `window` seconds, else RunError.
@@ -44,7 +44,9 @@ def supervise(
         try:
             with build() as groups:
                 return run(groups)
-        except (WorkerDied, DeadlineError) as error:
+        except (WorkerDied, DeadlineError, DeviceError) as error:
+            if isinstance(error, DeviceError) and not failures:
+                raise  # the machine cannot do it at all; after a failure, it has done it once and may do it again
             now = time.monotonic()
             failures = [at for at in failures if now - at < window] + [now]
             if len(failures) > restarts:

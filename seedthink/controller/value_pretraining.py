@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from seedthink.config.algorithm import AlgorithmConfig
-from seedthink.controller.loop import RlJob, averaged, collect_settings, mini_batches, score
+from seedthink.controller.loop import RlJob, averaged, check_skipped, collect_settings, mini_batches, score
 from seedthink.rl.credit import credit, credit_metrics
 from seedthink.rl.shaping import build_reward
 from seedthink.rollout.collect import Collected, collect
 from seedthink.telemetry.metrics import reduce
+from seedthink.telemetry.samples import rows
 
 FLAT = 0.05  # explained variance is flat when its last measurements lie within this of each other
 EXPLAINED, HELD_OUT = "critic/vf_explained_var", "critic/vf_explained_var_held_out"
@@ -32,8 +33,8 @@ class Lessons:
     measured: list[float] = field(default_factory=list)
 
 
-def pretrain_value(job: RlJob, lessons: Lessons) -> None:
-    """Goes on from `lessons` and stores the critic in the run folder; stops early, with a checkpoint, on Ctrl-C.
+def pretrain_value(job: RlJob, lessons: Lessons) -> bool:
+    """Goes on from `lessons` and stores the critic in the run folder; False, with a checkpoint, after Ctrl-C.
 
     Takes at most `value_pretraining.max_steps` rollout batches. Group filters are off: a critic learns from every
     answer.
@@ -49,23 +50,28 @@ def pretrain_value(job: RlJob, lessons: Lessons) -> None:
     ):
         if session.stop.requested:
             save_lessons(job, lessons)
-            return
+            return False
         lessons.step += 1
         collected = sample(job, algorithm, _SEED_SHIFT + lessons.step)
         credited = credit(score(job.engine, collected), algorithm)
         metrics = reduce(collected.statistics.metrics()) | reduce(credit_metrics(credited, algorithm))
         batches = mini_batches(job, credited, _SEED_SHIFT + lessons.step)
-        metrics |= averaged([update for (update, *_) in map(job.engine.learn_value, batches)])
+        updates = [job.engine.learn_value(batch) for batch in batches]
+        metrics |= averaged([update for (update, *_) in updates])
         if lessons.step % config.evaluate_every == 0:
             metrics[HELD_OUT] = foresight(job, held_out, algorithm)
             lessons.measured.append(metrics[HELD_OUT])
         session.run.record("value", lessons.step, metrics | session.run.events.take())
         job.terminal.step(lessons.step, metrics, "value", config.max_steps)
+        if any(update.skipped for (update, *_) in updates):
+            kept = session.run.record_skipped(lessons.step, rows(credited, session.tokenizer.decode))
+            check_skipped(job, lessons.step, [update for (update, *_) in updates], kept)
         every = job.config.checkpoint.every_steps
         if every and lessons.step % every == 0:
             save_lessons(job, lessons)
     job.engine.export_critic(session.run.path / "critic")
     job.critic_explained = lessons.measured[-1] if lessons.measured else 0.0
+    return True
 
 
 def sample(job: RlJob, algorithm: AlgorithmConfig, step: int) -> Collected:
@@ -99,10 +105,9 @@ def forget_lessons(job: RlJob) -> None:
 
 
 def resume_lessons(job: RlJob) -> Lessons | None:
-    """Restores a half-taught critic; None where there is none, and the run has nothing of this stage then."""
+    """Restores a half-taught critic; None where there is none."""
     found = job.session.restore(job.engine, "value", job.config.value_pretraining.max_steps, folder="value")
     if found is None:
-        job.session.run.rewind("value", 0)
         return None
     step, extra = found
     job.prompts.restore(extra["data"])

@@ -49,7 +49,8 @@ class EngineWorker(Engine):
         else:
             policy = build_policy_loss(algorithm, max_tokens=settings.rollout.max_tokens)
             losses = Losses(policy, build_value_loss(algorithm))
-        super().__init__(settings, losses, Tokenizer.load(settings.model))
+        tokenizer = Tokenizer.load(settings.model)
+        super().__init__(settings, losses, tokenizer, tokenizer.eos_token_ids)
 
     @remote(SPLIT)
     def submit(self, requests: Sequence[Request]) -> None:

@@ -112,8 +112,12 @@ def load_prompts(
         for prompt in _with_tokens(drafts, rendered, tokenizer)
         if fits(prompt.tokens_T, max_prompt_tokens, too_long, places[prompt.id], "prompt")
     ]
+    if not drafts:
+        raise DataError(f"{path} holds no rows")
     if not prompts:
-        raise DataError(f"{path}: none of {len(drafts)} rows is left (limit {max_prompt_tokens} tokens)")
+        raise DataError(
+            f"{path}: all {len(drafts)} prompts are longer than data.max_prompt_tokens = {max_prompt_tokens}; raise it"
+        )
     return LoadedPrompts(tuple(prompts), len(drafts) - len(prompts))
 
 
@@ -199,8 +203,13 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
             place = f"{path}:{number}"
             try:
                 values = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{place} is no JSON: {error}") from error
+                if b"\\u" in line:
+                    json.dumps(values, ensure_ascii=False).encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise DataError(f"{place} holds half of a surrogate pair, which is no text: {error}") from error
+            except (ValueError, RecursionError) as error:
+                hint = "; a data file holds one JSON object per line" if number == 1 else ""
+                raise DataError(f"{place} is no JSON: {error}{hint}") from error
             if not isinstance(values, dict):
                 raise DataError(f"{place} holds a {type(values).__name__} where a JSON object belongs")
             yield Row(values, place)

@@ -51,7 +51,10 @@ def sft_example(tokenizer: Tokenizer, messages: Sequence[Message], response: str
         if prompt[-1].isspace():
             response = response.lstrip()
     if not tokenizer.eos_token_ids:
-        raise DataError("the tokenizer names no eos token, so a response has no end; set eos_token in its config")
+        raise DataError(
+            f"the tokenizer of {tokenizer.where} names no eos token, so a response has no end; set eos_token in its "
+            "tokenizer_config.json, or eos_token_id in generation_config.json"
+        )
     head = tokenizer.encode(prompt)
     tail = [*tokenizer.encode(response), tokenizer.eos_token_ids[0]]
     mask = np.zeros(len(head) + len(tail), np.float32)
@@ -91,8 +94,10 @@ def load_examples(
             examples.append(example)
         else:
             skipped += 1
+    if not examples and not skipped:
+        raise DataError(f"{path} holds no rows")
     if not examples:
-        raise DataError(f"{path}: no row is left, {skipped} are over the limit of {max_tokens} tokens")
+        raise DataError(f"{path}: all {skipped} examples are longer than data.max_length = {max_tokens}; raise it")
     return LoadedExamples(tuple(examples), skipped)
 
 

@@ -32,7 +32,7 @@ class Tokenizer:
     def __init__(self, files: Mapping[str, bytes], *, where: str, extra_eos: Sequence[int] = ()) -> None:
         """`files` are the folder's files by name, `where` names them in errors, `extra_eos` adds stop tokens."""
         self.files = dict(files)
-        self._where = where
+        self.where = where
         try:
             self._backend = tokenizers.Tokenizer.from_str(self.files["tokenizer.json"].decode())
         except Exception as error:  # the library raises bare Exception
@@ -98,18 +98,21 @@ class Tokenizer:
     def render_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **switches: Any) -> str:
         """Text of a conversation through the folder's chat template; `switches` reach the template as variables."""
         if self.chat_template is None:
-            raise DataError(f"{self._where} has no chat template (chat_template.jinja, or a key in tokenizer_config)")
+            raise DataError(f"{self.where} has no chat template (chat_template.jinja, or a key in tokenizer_config)")
         variables = {**self.special_tokens, **switches}
-        return render_chat(
-            self.chat_template, messages, add_generation_prompt=add_generation_prompt, variables=variables
-        )
+        try:
+            return render_chat(
+                self.chat_template, messages, add_generation_prompt=add_generation_prompt, variables=variables
+            )
+        except DataError as error:
+            raise DataError(f"{self.where}: {error}") from error
 
     def apply_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True, **switches: Any) -> list[int]:
         """Ids of a conversation; with `add_generation_prompt` it ends where the assistant begins to write."""
         return self.encode(self.render_chat(messages, add_generation_prompt=add_generation_prompt, **switches))
 
     def _json(self, name: str) -> dict[str, Any]:
-        return _parse(self.files[name], Path(self._where) / name) if name in self.files else {}
+        return _parse(self.files[name], Path(self.where) / name) if name in self.files else {}
 
     def _add_configured_tokens(self) -> None:
         """Add tokens that only the config declares, in the order of their ids, as Hugging Face does."""

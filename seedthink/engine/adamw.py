@@ -1,7 +1,7 @@
 """AdamW: torch's fused update (decoupled weight decay, arXiv 1711.05101), called as a function.
 
-Making a `torch.optim.AdamW` imports torch's compiler, which takes about as long as `import torch`, and a run compiles
-nothing. The bits are those of `torch.optim.AdamW(fused=True)`.
+Making a `torch.optim.AdamW` imports torch's compiler, about as long again as `import torch`, and no run needs it. The
+bits are those of `torch.optim.AdamW(fused=True)`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class AdamW:
             eps=self._config.eps,
             maximize=False,
         )
-        # NOTE: the kernel writes behind torch's version counter, by which packed weights know that they are stale.
+        # NOTE: the fused kernel writes behind torch's version counter, which tells packed weights that they are stale.
         torch.autograd.graph.increment_version(moved)
 
     def _state_of(self, p: Tensor) -> dict[str, Tensor]:

@@ -66,7 +66,14 @@ class Losses:
 class Engine:
     """See the module's docstring. Not thread-safe: one verb at a time."""
 
-    def __init__(self, settings: EngineSettings, losses: Losses, detokenizer: Detokenizer | None = None) -> None:
+    def __init__(
+        self,
+        settings: EngineSettings,
+        losses: Losses,
+        detokenizer: Detokenizer | None = None,
+        stop_tokens: Sequence[int] = (),
+    ) -> None:
+        """`stop_tokens` are the tokenizer's: they end an answer as the model's own do, since texts are taught so."""
         self.settings, self.losses = settings, losses
         compute = getattr(torch, settings.dtype)
         temperature = settings.rollout.temperature
@@ -86,7 +93,7 @@ class Engine:
             max_batch_tokens=settings.rollout.max_batch_tokens,
             max_sequences=settings.rollout.max_sequences,
             detokenizer=detokenizer,
-            eos_token_ids=policy.config.eos_token_ids,
+            eos_token_ids=sorted({*policy.config.eos_token_ids, *stop_tokens}),
         )
 
     def submit(self, requests: Sequence[Request]) -> None:

@@ -15,11 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from seedthink.engine.diverged import diverged
 from seedthink.engine.page_cache import PageCache
 from seedthink.engine.scheduler import Plan, Scheduler
 from seedthink.engine.sequence import Generation, Int64, StopText
 from seedthink.errors import ConfigError
 from seedthink.kernels.attention import PAGE
+from seedthink.kernels.finite import not_finite
 from seedthink.kernels.sampling import sample
 from seedthink.models.qwen3 import Transformer
 from seedthink.types import Completion, Detokenizer, Finish, Request
@@ -68,7 +70,13 @@ class TokenGenerator:
         self._settings = (pages, max_batch_tokens, max_sequences, prefix_cache)
         self._cache = PageCache(model.config, pages, model.compute)
         self._eos_V = np.zeros(model.config.vocab_size, dtype=np.bool_)
-        self._eos_V[list(model.config.eos_token_ids if eos_token_ids is None else eos_token_ids)] = True
+        for token in model.config.eos_token_ids if eos_token_ids is None else eos_token_ids:
+            if not 0 <= token < model.config.vocab_size:
+                raise ConfigError(
+                    f"end-of-sequence token {token} is outside 0..{model.config.vocab_size - 1}; tokenizer, "
+                    "generation_config.json and config.json do not belong to one model"
+                )
+            self._eos_V[token] = True
         self.reset()
 
     def reset(self) -> None:
@@ -122,15 +130,20 @@ class TokenGenerator:
 
     @torch.inference_mode()
     def step(self) -> list[Completion]:
-        """One scheduling step; what finished in it, and what was aborted since the last one."""
+        """One scheduling step; what finished in it, and what was aborted since the last one. RunError on NaN logits."""
         began = time.perf_counter()
         scheduler = self._scheduler
         plan = scheduler.schedule()
         if len(plan.slots_B):
             tokens_T, batch = self._cache.lay_out(plan, scheduler.table)
-            hidden_TD = self.model.advance(tokens_T, batch)
-            slots_R, rows_R = self._wanting(plan)
-            token_R = self._sample(hidden_TD, slots_R, rows_R)
+            try:
+                hidden_TD = self.model.advance(tokens_T, batch)
+                slots_R, rows_R = self._wanting(plan)
+                token_R = self._sample(hidden_TD, slots_R, rows_R)
+            except ValueError as error:
+                if not not_finite(error):
+                    raise
+                raise diverged(error) from error
             scheduler.computed(plan)
             self._finish(slots_R, token_R)
             self._steps += 1

@@ -6,13 +6,14 @@ The tokenizer arrives as an object, since the engine reads no tokenizer files; `
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, TypedDict, Unpack
+from typing import Any, Protocol, TypedDict, Unpack, get_type_hints
 
 import numpy as np
 import torch
 
+from seedthink.config.convert import convert
 from seedthink.config.suggest import did_you_mean
 from seedthink.engine.generator import GeneratorStats, TokenGenerator
 from seedthink.engine.model_io import load_model
@@ -64,6 +65,8 @@ class LLM:
         unknown = [key for key in settings if key not in LLMSettings.__annotations__]
         if unknown:
             raise ConfigError(_unknown("LLM", unknown[0], LLMSettings.__annotations__))
+        for key, value in settings.items():
+            convert(value, get_type_hints(LLMSettings)[key], key)
         dtype = settings.get("dtype", "float32")
         if dtype not in DTYPES:
             raise ConfigError(f"dtype = {dtype!r}: must be one of {', '.join(DTYPES)}")
@@ -95,10 +98,10 @@ class LLM:
         of prompt p draws from (seed, p, i). With `logprobs` False the completions' `logprob_T` are empty.
         Errors: ConfigError on unknown or impossible settings, and where a prompt does not fit.
         """
-        if isinstance(prompts, str) or any(isinstance(prompt, Mapping) for prompt in prompts):
-            raise ConfigError("prompts: expected a list of prompts; put a single text or conversation into a list")
-        if n < 1:
-            raise ConfigError(f"n = {n}: must be at least 1")
+        _check_prompts(prompts)
+        n, seed = convert(_plain(n), int, "n"), convert(_plain(seed), int, "seed")
+        if n < 1 or seed < 0:
+            raise ConfigError(f"n = {n}, seed = {seed}: n must be at least 1 and seed at least 0")
         params = sampling_params(sampling)
         requests = [
             Request(f"{p}.{i}", tokens_T, params, _seed(seed, p, i), group=str(p) if n > 1 else "")
@@ -120,23 +123,51 @@ class LLM:
     def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt)
-        if prompt and isinstance(prompt[0], Mapping):
+        if len(prompt) and isinstance(prompt[0], Mapping):
             return self.tokenizer.apply_chat(prompt)  # type: ignore[arg-type]
         return list(prompt)  # type: ignore[arg-type]
 
 
 def sampling_params(sampling: Mapping[str, Any]) -> SamplingParams:
-    """`SamplingParams` from keywords; a single stop string may stand alone. ConfigError on an unknown keyword."""
-    known = [field.name for field in fields(SamplingParams)]
+    """`SamplingParams` from keywords; a single stop string may stand alone.
+
+    ConfigError on an unknown keyword or a value of another type.
+    """
+    known = get_type_hints(SamplingParams)
     for key in sampling:
         if key not in known:
             raise ConfigError(_unknown("generate", key, known))
     values = dict(sampling)
-    if "stop" in values:
-        values["stop"] = (values["stop"],) if isinstance(values["stop"], str) else tuple(values["stop"])
-    if "stop_token_ids" in values:
-        values["stop_token_ids"] = tuple(values["stop_token_ids"])
-    return SamplingParams(**values)
+    if isinstance(values.get("stop"), str):
+        values["stop"] = (values["stop"],)
+    return SamplingParams(**{key: convert(_plain(value), known[key], key) for key, value in values.items()})
+
+
+def _plain(value: Any) -> Any:
+    """A numpy number as Python's, a set or generator of ids as a list; anything else as it is."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return [_plain(item) for item in value] if isinstance(value, list | tuple | set | frozenset | np.ndarray) else value
+
+
+def _check_prompts(prompts: Any) -> None:
+    """ConfigError where prompts are no list of texts, conversations and lists of token ids."""
+    if not isinstance(prompts, Sequence | np.ndarray) or isinstance(prompts, str):
+        raise ConfigError("prompts: expected a list of prompts; put a single text or conversation into a list")
+    for at, prompt in enumerate(prompts):
+        if isinstance(prompt, Mapping):
+            raise ConfigError("prompts: expected a list of prompts; put a single text or conversation into a list")
+        if isinstance(prompt, str):
+            continue
+        items = prompt if isinstance(prompt, Sequence | np.ndarray) else [None]
+        if not (all(isinstance(item, Mapping) for item in items) or all(map(_is_token, items))):
+            raise ConfigError(
+                f"prompts[{at}] = {prompt!r:.80}: a prompt is a text, a list of messages or a list of token ids"
+            )
+
+
+def _is_token(item: Any) -> bool:
+    return isinstance(item, int | np.integer) and not isinstance(item, bool)
 
 
 def _unknown(where: str, key: str, known: Any) -> str:

@@ -30,6 +30,12 @@ def load_model(folder: str | Path, compute: torch.dtype = torch.float32) -> Tran
     return model
 
 
+def read_config(folder: str | Path) -> ModelConfig:
+    """What a folder's model is made of, without its weights, of which only the headers are read. Errors: as there."""
+    opened = open_hf(folder)
+    return _config(opened.path, opened.config, opened.generation)
+
+
 def load_value_model(folder: str | Path, compute: torch.dtype = torch.float32) -> ValueModel:
     """A critic from a folder that `save_value_model` wrote. Errors: as `load_model`."""
     opened = open_hf(folder)

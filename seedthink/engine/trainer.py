@@ -18,7 +18,9 @@ import torch
 
 from seedthink.config.sections import OptimizerConfig
 from seedthink.engine.adamw import AdamW
+from seedthink.engine.diverged import diverged
 from seedthink.engine.micro_batch import MicroBatch, micro_batches
+from seedthink.kernels.finite import not_finite
 from seedthink.kernels.logprob import linear_logprob
 from seedthink.models.context import PackedContext
 from seedthink.models.qwen3 import Transformer
@@ -50,8 +52,13 @@ def value_forward(model: ValueModel, batch: MicroBatch) -> Outputs:
 
 @torch.no_grad()
 def forward_only(module: torch.nn.Module, forward: Forward, batch: Batch) -> np.ndarray:
-    """The forward's first output over the whole batch, float32 [T], without gradients."""
-    outputs = [forward(module, micro)[0].numpy() for micro in micro_batches(batch)]
+    """The forward's first output over the whole batch, float32 [T], without gradients. RunError where it diverged."""
+    try:
+        outputs = [forward(module, micro)[0].numpy() for micro in micro_batches(batch)]
+    except ValueError as error:
+        if not not_finite(error):
+            raise
+        raise diverged(error) from error
     return np.concatenate(outputs) if outputs else np.zeros(0, np.float32)
 
 
@@ -71,7 +78,12 @@ class Trainer:
         self.optimizer.zero_grad()
         metrics: dict[str, Metric] = {}
         for micro in micro_batches(batch):
-            total, found = loss(*self.forward(self.module, micro), micro)
+            try:
+                total, found = loss(*self.forward(self.module, micro), micro)
+            except ValueError as error:
+                if not not_finite(error):
+                    raise
+                return self._skip(metrics, "the forward pass is not finite")
             if not math.isfinite(float(total.detach())):
                 return self._skip(metrics, "the loss is not finite")
             total.backward()

@@ -17,6 +17,7 @@ from seedthink.errors import DataError
 from seedthink.telemetry.jsonl import iterate
 
 Row = dict[str, Any]
+_OF_A_SAMPLE = {"prompt", "completion", "reference", "family", "problem", "reward", "verdict", "finish", "kept"}
 _STAMPS = ("stage", "step", "seconds")
 
 
@@ -66,8 +67,12 @@ class RunData:
         return sorted(int(number) for number in found if number.isdigit())
 
     def samples(self, step: int) -> Iterator[Row]:
-        """Yield the stored samples of a step."""
-        yield from iterate(self.path / "rollouts" / f"step_{step}.jsonl")
+        """Yield the stored samples of a step. DataError for one that lacks what every sample has."""
+        path = self.path / "rollouts" / f"step_{step}.jsonl"
+        for row in iterate(path):
+            if missing := _OF_A_SAMPLE - row.keys():
+                raise DataError(f"{path} holds a sample without {', '.join(sorted(missing))}; delete that line")
+            yield row
 
     def accuracies(self, family: str = "all") -> list[tuple[Row, float, float, float]]:
         """(row, mean, low, high) of every evaluation of a family; low and high equal the mean where none are stored."""
@@ -126,6 +131,8 @@ def _stages(path: Path) -> dict[str, list[Row]]:
     """Lines of one step join into one row; a later line wins."""
     joined: dict[str, dict[int, Row]] = {}
     for line in iterate(path):
+        if not {"stage", "step"} <= line.keys():
+            raise DataError(f"{path} holds a line without stage and step ({str(line)[:80]}); delete it to see the rest")
         row = joined.setdefault(line["stage"], {}).setdefault(int(line["step"]), {})
         row.update(line)
     return {stage: [rows[step] for step in sorted(rows)] for stage, rows in joined.items()}

@@ -68,9 +68,9 @@ def number(value: float) -> str:
 
 
 def percent(value: float) -> str:
-    """Write a fraction as per cent: whole, or where it is below one per cent with two digits that count."""
+    """Write a fraction as per cent: whole, or where it is below ten per cent with two digits that count."""
     points = 100 * value
-    return f"{points:.2g} %" if 0 < abs(points) < 1 else f"{points:.0f} %"
+    return f"{points:.2g} %" if 0 < abs(points) < 10 else f"{points:.0f} %"
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:

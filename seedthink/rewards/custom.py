@@ -2,7 +2,8 @@
 
 `prompt` is `{"id", "family", "text", "reference"}`, `completion` the response's text. A float is the score; a dict has
 `score`, optionally `right` (bool), `evidence` (text) and further numbers, kept as parts. Without `right`, a score of at
-least 0.5 counts as right. An exception, another type or a number that is not finite is an ERROR, never 0.
+least 0.5 counts as right. An exception, another type or a number that is not finite (or beyond a million) is an ERROR,
+never 0.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 from seedthink.types import Judgement, Verdict
 
 RIGHT_FROM = 0.5
+MOST = 1e6  # of a score or a part: beyond it, sums and squares of float32 lose their sense
+EVIDENCE = 2000  # characters that are kept; every sample of a run stores them
 
 
 def wrap(function: Callable[..., Any], name: str) -> Callable[[Mapping[str, Any], str], Judgement]:
@@ -28,11 +31,11 @@ def wrap(function: Callable[..., Any], name: str) -> Callable[[Mapping[str, Any]
 def _judgement(result: object, name: str) -> Judgement:
     if isinstance(result, Mapping):
         parts = dict(result)
-        evidence, right = str(parts.pop("evidence", "")), parts.pop("right", None)
+        evidence, right = plain(str(parts.pop("evidence", ""))[:EVIDENCE]), parts.pop("right", None)
         if "score" not in parts:
             raise TypeError(f"{name} returned a dict without 'score': {sorted(map(str, parts))}")
         score = _finite(parts.pop("score"), "score", name)
-        numbers = {str(key): _finite(value, key, name) for key, value in parts.items()}
+        numbers = {plain(str(key)): _finite(value, key, name) for key, value in parts.items()}
     else:
         score, numbers, evidence, right = _finite(result, "score", name), {}, "", None
     verdict = Verdict.RIGHT if (score >= RIGHT_FROM if right is None else right) else Verdict.WRONG
@@ -50,4 +53,11 @@ def _finite(value: object, key: object, name: str) -> float:
         ) from None
     if not math.isfinite(number):
         raise ValueError(f"{name} returned {key} = {number}, which is not finite")
+    if abs(number) > MOST:
+        raise ValueError(f"{name} returned {key} = {number:g}, beyond {MOST:g}; scores are usually 0..1")
     return number
+
+
+def plain(text: str) -> str:
+    """The text without halves of surrogate pairs, which no file can hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -16,8 +16,9 @@ import subprocess
 import sys
 import time
 import weakref
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from seedthink.errors import ConfigError, RunError
@@ -34,22 +35,38 @@ _COMMAND = [sys.executable, "-c", "from seedthink.rewards.worker import main; ma
 
 
 class _Item(NamedTuple):
+    """What a worker is asked; without a rollout, only to load the verifier."""
+
     key: int
     name: str
-    rollout: Rollout
+    rollout: Rollout | None
+
+    @property
+    def message(self) -> list[Any]:
+        if self.rollout is None:
+            return [self.key, self.name, None, ""]
+        return [self.key, self.name, prompt_dict(self.rollout), self.rollout.completion.text]
 
 
 class _Worker:
     """One process: the items it was sent and has not answered, and when it must have answered the first of them."""
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
+    def __init__(self, settings: Mapping[str, Any], log: Path | None) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(settings["path"]), "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            _COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True, bufsize=0
-        )
+        with log.open("ab") if log else contextlib.nullcontext() as stderr:
+            self.process = subprocess.Popen(
+                _COMMAND,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env=environment,
+                start_new_session=True,
+                bufsize=0,
+            )
         self.items: deque[_Item] = deque()
         self.buffer = bytearray()
         self.ready = False
+        self.loading = ""  # the verifier that it imports just now
         self.began = time.monotonic()
         self.deadline = self.began + START_SECONDS
         self.send(settings)
@@ -90,12 +107,14 @@ class JudgePool:
         seconds_per_item: float = 10.0,
         memory_bytes: int = 4 << 30,
         error_limit: float = 0.5,
+        log: Path | None = None,
     ) -> None:
         """Start the workers and return at once.
 
         `verifiers` maps a family (or "*") to a built-in's name or to `module:function`; a family without an entry uses
         the built-in of its own name. `seconds_per_item` is wall-clock; `memory_bytes` bounds a worker's address space
-        (0: no bound); `error_limit` is the share of errors and timeouts above which `collect` raises `RunError`.
+        (0: no bound); `error_limit` is the share of errors and timeouts above which `collect` raises `RunError`;
+        `log` is a file for what verifiers print (standard error without one).
         """
         if workers < 1 or seconds_per_item <= 0:
             raise ConfigError(f"a judge pool needs workers >= 1 and seconds > 0, not {workers} and {seconds_per_item}")
@@ -107,10 +126,14 @@ class JudgePool:
             "memory_bytes": memory_bytes,
             "seconds": seconds_per_item,
         }
+        self._log = log
         self._queue: deque[_Item] = deque()
         self._done: list[tuple[Rollout, Judgement]] = []
+        self._loaded: set[str] = set()
         self._next_key = 0
         self._failed_starts = 0
+        self._failed_loads: Counter[str] = Counter()
+        self._killed: set[int] = set()  # keys of items whose worker got a SIGKILL that was not ours
         self.restarts = 0
         self.watch = VerdictWatch(error_limit)
         self._selector = selectors.DefaultSelector()
@@ -139,6 +162,18 @@ class JudgePool:
         self.watch.check()
         done, self._done = self._done, []
         return done
+
+    def load(self, families: Iterable[str]) -> None:
+        """Import the verifiers of these families in one worker, and wait for it.
+
+        Raises `ConfigError` for a family without a verifier and for one that cannot be imported: better now than after
+        the first answers. The other workers import theirs when they need them.
+        """
+        names = {verifier_name(family, self._verifiers) for family in families}
+        for name in sorted(names - self._loaded):
+            self._queue.appendleft(_Item(-1, name, None))
+            while name not in self._loaded:
+                self._advance(1.0)
 
     @property
     def pending(self) -> int:
@@ -182,9 +217,7 @@ class JudgePool:
                 batch = [self._queue.popleft() for _ in range(size)]
                 worker.items.extend(batch)
                 self._expect(worker, self._seconds)
-                worker.send(
-                    [[item.key, item.name, prompt_dict(item.rollout), item.rollout.completion.text] for item in batch]
-                )
+                worker.send([item.message for item in batch])
 
     def _expect(self, worker: _Worker, seconds: float) -> None:
         worker.began = time.monotonic()
@@ -195,23 +228,34 @@ class JudgePool:
         worker.buffer += received
         for message in unpack(worker.buffer):
             if "refused" in message:
-                raise ConfigError(message["refused"])
+                raise ConfigError(f"{message['refused']}{self._where()}")
+            worker.loading = message.get("loading", "")
             if "key" in message:
                 item = worker.items.popleft()
                 assert message.pop("key") == item.key, "a worker answers in order"
-                self._finish(item, Judgement(**{**message, "verdict": Verdict(message["verdict"])}))
+                if item.rollout is None:
+                    self._loaded.add(item.name)
+                else:
+                    self._finish(item.rollout, Judgement(**{**message, "verdict": Verdict(message["verdict"])}))
             worker.ready = True
             self._failed_starts = 0
             self._expect(worker, LOAD_SECONDS if "loading" in message else self._seconds)
         if not received:
             self._replace(worker, timed_out=False)
 
-    def _finish(self, item: _Item, judgement: Judgement) -> None:
+    def _finish(self, rollout: Rollout, judgement: Judgement) -> None:
         self.watch.note(judgement)
-        self._done.append((item.rollout, judgement))
+        self._done.append((rollout, judgement))
+
+    def _where(self) -> str:
+        return f"; what it printed is in {self._log}" if self._log else ""
 
     def _replace(self, worker: _Worker, *, timed_out: bool) -> None:
-        """Kill a worker, blame the item it was at, queue the rest of its batch again and start another."""
+        """Kill a worker, blame the item it was at, queue the rest of its batch again and start another.
+
+        Nobody is blamed for a death while a verifier is imported: the items are queued again, a few times. Nor for a
+        first SIGKILL that was not ours, which comes from outside (the system short of memory, an operator).
+        """
         self._selector.unregister(worker.output())
         self._workers.remove(worker)
         status = worker.kill()
@@ -220,19 +264,34 @@ class JudgePool:
             if self._failed_starts >= MAX_FAILED_STARTS:
                 raise RunError(
                     f"verifier processes end before they are ready (last exit status {status}); what they printed to "
-                    f"stderr says why. They run {_COMMAND[0]}"
+                    f"{self._log or 'stderr'} says why. They run {_COMMAND[0]}"
                 )
-        if worker.items:
-            seconds = time.monotonic() - worker.began
-            words = f"the verifier was killed after {seconds:.1f} s" if timed_out else _died(status)
+        seconds = time.monotonic() - worker.began
+        words = f"the verifier was killed after {seconds:.1f} s" if timed_out else _died(status)
+        if worker.loading:
+            self._failed_loads[worker.loading] += 1
+            if timed_out or self._failed_loads[worker.loading] >= MAX_FAILED_STARTS:
+                raise ConfigError(f"the reward '{worker.loading}' cannot be imported: {words}{self._where()}")
+        elif worker.items and not self._tried_again(worker.items[0], status, timed_out):
+            item = worker.items.popleft()
+            assert item.rollout is not None, "an item without a rollout only loads"
             verdict = Verdict.TIMEOUT if timed_out else Verdict.ERROR
-            self._finish(worker.items.popleft(), error_judgement(words, verdict, seconds))
+            self._finish(item.rollout, error_judgement(words, verdict, seconds))
+        if worker.items:
             self._queue.extendleft(reversed(worker.items))
         self.restarts += 1
         self._start_worker()
 
+    def _tried_again(self, item: _Item, status: int, timed_out: bool) -> bool:
+        """Whether the item whose worker ended is to be judged once more."""
+        if item.rollout is None:
+            return True
+        again = status == -signal.SIGKILL and not timed_out and item.key not in self._killed
+        self._killed.add(item.key)
+        return again
+
     def _start_worker(self) -> None:
-        worker = _Worker(self._settings)
+        worker = _Worker(self._settings, self._log)
         self._workers.append(worker)
         self._selector.register(worker.output(), selectors.EVENT_READ, worker)
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from seedthink.errors import ConfigError
-from seedthink.rewards.custom import wrap
+from seedthink.rewards.custom import plain, wrap
 from seedthink.types import Judgement, Rollout, Verdict
 
 Verifier = Callable[[Mapping[str, Any], str], Judgement]
@@ -48,7 +48,7 @@ def load_verifier(name: str) -> Verifier:
     module_name, _, function_name = BUILT_IN.get(name, name).partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script without `if __name__ == "__main__"` may call sys.exit
         raise ConfigError(f"the reward '{name}' cannot be imported: {type(error).__name__}: {error}") from error
     function = getattr(module, function_name, None)
     if not callable(function):
@@ -63,10 +63,10 @@ def run_verifier(verifier: Verifier, prompt: Mapping[str, Any], text: str) -> Ju
     began = time.perf_counter()
     try:
         judgement = verifier(prompt, text)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
-        judgement = error_judgement(f"{type(error).__name__}: {error!s:.300} ({place})")
+        judgement = error_judgement(plain(f"{type(error).__name__}: {error!s:.300} ({place})"))
     return replace(judgement, seconds=time.perf_counter() - began)
 
 

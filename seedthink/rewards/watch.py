@@ -1,4 +1,8 @@
-"""Counts of verdicts, and the loud failure: judging that mostly fails ends the run instead of starving it."""
+"""Counts of verdicts, and the loud failure: judging that mostly fails ends the run instead of starving it.
+
+A reward that has not judged anything yet is broken, and said to be so after the first few answers: a short run would
+otherwise end without having learned, and call itself finished.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,15 @@ from seedthink.types import Judgement, Verdict
 
 WINDOW = 256
 ENOUGH = 64
+FIRST = 8
 FAILED = (Verdict.ERROR, Verdict.TIMEOUT)
 
 
 class VerdictWatch:
-    """Counts verdicts; `check` raises once errors and timeouts pass a share of the last 256, given at least 64."""
+    """Counts verdicts; `check` raises once errors and timeouts pass a share of the last 256, given at least 64.
+
+    It also raises where the first 8 all failed.
+    """
 
     def __init__(self, limit: float) -> None:
         """`limit` is the share in 0..1 above which judging has failed."""
@@ -31,7 +39,8 @@ class VerdictWatch:
     def check(self) -> None:
         """Raise `RunError` with the share and the commonest evidence when judging has failed."""
         failed = [judgement for judgement in self._recent if judgement.verdict in FAILED]
-        if len(self._recent) < ENOUGH or len(failed) <= self._limit * len(self._recent):
+        never = len(failed) == self.counts.total() >= FIRST
+        if not never and (len(self._recent) < ENOUGH or len(failed) <= self._limit * len(self._recent)):
             return
         evidence, times = Counter(judgement.evidence for judgement in failed).most_common(1)[0]
         raise RunError(

@@ -43,7 +43,10 @@ def unpack(buffer: bytearray) -> list[Any]:
 
 
 def main() -> None:
-    """Serve until end of file. First message: settings; then lists of [key, verifier name, prompt, response text]."""
+    """Serve until end of file. First message: settings; then lists of [key, verifier name, prompt, response text].
+
+    An item without a prompt only has its verifier loaded, and is answered by its key alone.
+    """
     requests = os.fdopen(os.dup(0), "rb")
     replies = os.dup(1)
     null = os.open(os.devnull, os.O_RDONLY)
@@ -68,6 +71,9 @@ def main() -> None:
                     _send(replies, {"refused": str(error)})
                     return
                 _send(replies, {"loaded": name})
+            if prompt is None:
+                _send(replies, {"key": key})
+                continue
             _judge(replies, key, loaded[name], prompt, text, settings["seconds"])
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     Ints = npt.NDArray[np.integer]
 
 _EPSILON = 1e-6  # keeps the deviation of (nearly) equal rewards from dividing by zero
+_ROUNDING = 1e-5  # of sums of float32 numbers, relative to the largest
 
 
 def adaptive_lambda(length_B: Ints, alpha: float) -> Floats:
@@ -86,12 +87,15 @@ def whiten(advantage_T: Floats) -> Floats:
 def explained_variance(value_T: Floats, return_T: Floats) -> float:
     """1 - Var(return - value) / Var(return): 1 for a perfect critic, 0 for a constant one; nan for constant returns.
 
-    Returns that differ by float32 rounding alone count as constant.
+    Returns are sums of float32 values: where all rewards are the same they still differ in their last bits, and a
+    quotient of such noise would say nothing.
     """
-    return_T, value_T = np.asarray(return_T, np.float64), np.asarray(value_T, np.float64)
-    if not len(return_T) or return_T.std() <= 1e-6 * np.abs(return_T).max():
+    returns, values = np.asarray(return_T, np.float64), np.asarray(value_T, np.float64)
+    variance = float(np.var(returns)) if len(returns) else 0.0
+    noise = _ROUNDING * max(np.abs(returns).max(initial=0.0), np.abs(values).max(initial=0.0))
+    if variance <= noise**2:
         return float("nan")
-    return 1.0 - float(np.var(return_T - value_T) / np.var(return_T))
+    return 1.0 - float(np.var(returns - values)) / variance
 
 
 def _groups(group_B: Ints) -> tuple[Ints, Ints]:

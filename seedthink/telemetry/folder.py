@@ -15,6 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from seedthink.config.resolved import Change, diff, to_dict, to_toml
 from seedthink.errors import ConfigError, DataError, RunError
 from seedthink.telemetry.environment import environment
 from seedthink.telemetry.events import Events
-from seedthink.telemetry.jsonl import JsonLines, dumps, keep_until, write_atomic
+from seedthink.telemetry.jsonl import JsonLines, dumps, iterate, keep_until, write_atomic, writing
 
 # Settings that may differ when a run goes on: they change when it ends, who works for it and what is kept, not what it
 # learns.
@@ -37,16 +38,16 @@ OWN_FOLDERS = ("events", "rollouts", "checkpoints", "logs", "export", "critic")
 class RunFolder:
     """One run's folder, held by one process at a time. Use `open_run` to get one."""
 
-    def __init__(self, path: Path, process: str = "controller") -> None:
+    def __init__(self, path: Path, process: str = "controller", lock: int | None = None) -> None:
+        """`lock` is the folder's lock where the caller holds it already; the new object lets go of it."""
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.rollouts = path / "rollouts"
         self.logs = path / "logs"
-        path.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(path)
+        self._lock = _locked(path) if lock is None else lock
         self.events = Events(path / "events", process)
         self._metrics = JsonLines(path / "metrics.jsonl")
-        self._began = time.monotonic() - _last_seconds(path / "metrics.jsonl")
+        self._began, self._evaluations = _recorded(path / "metrics.jsonl")
 
     @property
     def seconds(self) -> float:
@@ -59,8 +60,18 @@ class RunFolder:
         self._metrics.append(stamp | {name: _short(value) for name, value in metrics.items()})
 
     def record_evaluation(self, stage: str, step: int, accuracy: Mapping[str, Any]) -> None:
-        """Append an evaluation: `{mean, low, high, k, pass_at_k, families: {name: the same}}`."""
-        self.record(stage, step, accuracy_metrics(accuracy))
+        """Append an evaluation: `{mean, low, high, k, pass_at_k, families: {name: the same}}`.
+
+        One that a run repeats after a resume, with the same outcome, is not written twice.
+        """
+        metrics = {name: _short(value) for name, value in accuracy_metrics(accuracy).items()}
+        if self._evaluations.get((stage, step)) != metrics:
+            self._evaluations[stage, step] = metrics
+            self.record(stage, step, metrics)
+
+    def evaluated(self, stage: str, step: int) -> bool:
+        """Say whether an evaluation after `step` stands in the metrics."""
+        return (stage, step) in self._evaluations
 
     def record_rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write the samples of a step to rollouts/step_N.jsonl, replacing an earlier attempt at that step.
@@ -70,9 +81,23 @@ class RunFolder:
         text = "".join(dumps(row) + "\n" for row in rows)
         write_atomic(self.rollouts / f"step_{step}.jsonl", text, durable=False)
 
+    def record_skipped(self, step: int, rows: Iterable[Mapping[str, Any]]) -> Path:
+        """Keep what an update was skipped for, to be looked at; returns its file, logs/skipped_step_N.jsonl."""
+        path = self.logs / f"skipped_step_{step}.jsonl"
+        write_atomic(path, "".join(dumps(row) + "\n" for row in rows))
+        return path
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json: the headline for programs."""
         write_atomic(self.path / "summary.json", json.dumps(json.loads(dumps(summary)), indent=2) + "\n")
+
+    def summary(self) -> Mapping[str, Any]:
+        """What summary.json holds; empty where an earlier process has not come to its end."""
+        try:
+            found: dict[str, Any] = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found
 
     def rewind(self, stage: str, step: int) -> None:
         """Go back to the state after `step` of `stage`: drop later metrics and samples, and set the clock back."""
@@ -87,8 +112,19 @@ class RunFolder:
             if int(path.stem.removeprefix("step_")) > step:
                 path.unlink()
         (self.path / "summary.json").unlink(missing_ok=True)
-        self._began = time.monotonic() - _last_seconds(self.path / "metrics.jsonl")
+        self._began, self._evaluations = _recorded(self.path / "metrics.jsonl")
         self.events.emit("rewind", stage=stage, to_step=step)
+
+    def begin_again(self) -> None:
+        """Drop everything recorded so far: an attempt that left no checkpoint is no part of the run's history."""
+        self._metrics.close()
+        with writing(self.path):
+            (self.path / "metrics.jsonl").unlink(missing_ok=True)
+            for path in [*self.rollouts.glob("step_*.jsonl"), self.path / "summary.json"]:
+                path.unlink(missing_ok=True)
+        self._metrics = JsonLines(self.path / "metrics.jsonl")
+        self._began, self._evaluations = _recorded(self.path / "metrics.jsonl")
+        self.events.emit("begin_again")
 
     def close(self) -> None:
         """Close the files and let go of the folder."""
@@ -107,21 +143,25 @@ def open_run(config: Any, command: str, facts: Mapping[str, Any] | None = None) 
     """
     path = Path(config.run.folder) / config.run.name
     resume = getattr(config.run, "resume", "fresh")
-    os.close(_locked(path))
-    begun = any((path / "checkpoints").glob("*")) if path.exists() else False
-    if path.exists() and (resume == "fresh" or not begun):
-        _move_aside(path, keep=begun)
-    changes: list[Change] = []
-    if begun and resume != "fresh":
-        changes = changed_settings(path, config)
-        blocking = [change for change in changes if not free(change.key)]
-        if blocking and resume == "auto":
-            raise ConfigError(_refusal(path, blocking))
-    folder = RunFolder(path)
-    write_atomic(path / "run.toml", to_toml(config))
-    write_atomic(path / "resolved.json", json.dumps({"command": command, **to_dict(config)}, indent=2) + "\n")
-    write_atomic(path / "env.json", json.dumps(environment(facts), indent=2) + "\n")
-    folder.events.emit("open", command=command, changes=[str(change) for change in changes])
+    with ExitStack() as held:
+        lock = _locked(path)  # held from here on: nobody else may move aside what this run is about to write
+        held.callback(os.close, lock)
+        begun = any((path / "checkpoints").rglob("step-*"))
+        if resume == "fresh" or not begun:
+            with writing(path):
+                _move_aside(path, keep=begun)
+        changes: list[Change] = []
+        if begun and resume != "fresh":
+            changes = changed_settings(path, config)
+            blocking = [change for change in changes if not free(change.key)]
+            if blocking and resume == "auto":
+                raise ConfigError(_refusal(path, blocking))
+        folder = RunFolder(path, lock=lock)
+        write_atomic(path / "run.toml", to_toml(config))
+        write_atomic(path / "resolved.json", json.dumps({"command": command, **to_dict(config)}, indent=2) + "\n")
+        write_atomic(path / "env.json", json.dumps(environment(facts), indent=2) + "\n")
+        folder.events.emit("open", command=command, changes=[str(change) for change in changes])
+        held.pop_all()
     return folder
 
 
@@ -190,22 +230,30 @@ def _move_aside(path: Path, keep: bool) -> None:
 
 def _locked(path: Path) -> int:
     """Take the folder's lock; the operating system lets go of it when the process dies, however it dies."""
-    path.mkdir(parents=True, exist_ok=True)
-    lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         owner = os.pread(lock, 32, 0).decode() or "unknown"
         os.close(lock)
         raise RunError(f"{path} is in use by process {owner}; wait for it, or choose another --run.name") from None
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, str(os.getpid()).encode(), 0)
+    with suppress(OSError):  # a full disk: the lock holds without its owner's name
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
     return lock
 
 
-def _last_seconds(path: Path) -> float:
-    last = keep_until(path, lambda row: False)
-    return float(last["seconds"]) if last else 0.0
+def _recorded(path: Path) -> tuple[float, dict[tuple[str, int], dict[str, Any]]]:
+    """When the run's clock began, on this process's clock, and the metrics of each evaluation by (stage, step)."""
+    seconds, evaluations = 0.0, {}
+    for row in iterate(path):
+        seconds = float(row["seconds"])
+        metrics = {name: value for name, value in row.items() if name.startswith("val-")}
+        if metrics:
+            evaluations[row["stage"], row["step"]] = metrics
+    return time.monotonic() - seconds, evaluations
 
 
 def _short(value: float) -> float:

@@ -6,11 +6,26 @@ Everything from INFO upwards goes to `logs/PROCESS.log`; the terminal shows warn
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from pathlib import Path
+
+from seedthink.telemetry.jsonl import writing
 
 LOGGER = logging.getLogger("seedthink")
 LOGGER.addHandler(logging.NullHandler())
 LOGGER.propagate = False
+
+
+class _LogFile(logging.FileHandler):
+    """A log that a full disk does not fill the terminal with traces about: the run itself says that it cannot write."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Leave the record out."""
+
+    def close(self) -> None:
+        """Close the file; what the disk has no room for is given up."""
+        with suppress(OSError):
+            super().close()
 
 
 def configure(folder: Path | None, process: str, verbose: bool = False) -> None:
@@ -20,8 +35,9 @@ def configure(folder: Path | None, process: str, verbose: bool = False) -> None:
         handler.close()
     LOGGER.setLevel(logging.INFO)
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        to_file = logging.FileHandler(folder / f"{process}.log", encoding="utf-8")
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            to_file = _LogFile(folder / f"{process}.log", encoding="utf-8")
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         LOGGER.addHandler(to_file)
     to_terminal = logging.StreamHandler()

@@ -90,3 +90,14 @@ def test_mistakes_are_told(arguments: list[str], told: str, in_tmp: Path, capsys
     (in_tmp / "bad.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')
     assert generate(*arguments) == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output", ["file/answers.jsonl", "folder"])
+def test_a_place_that_takes_no_answers_is_refused_before_they_are_made(
+    in_tmp: Path, output: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (in_tmp / "file").write_text("")
+    (in_tmp / "folder").mkdir()
+    FakeLLM.asked = []
+    assert generate("--request.prompt", "hello", "--request.output", output) == 1
+    assert f"cannot write {output}" in capsys.readouterr().err and FakeLLM.asked == []

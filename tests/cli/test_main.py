@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,6 +40,13 @@ def test_a_mistyped_command_is_told_the_nearest(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == 'seedthink: there is no command "reprot"; did you mean report?\n'
 
 
+def test_a_warning_is_one_line_without_our_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    main(["config", "explain", "run.steps"])
+    shown = warnings.formatwarning("checkpoint passed over: a", RuntimeWarning, "store.py", 7, "latest()")
+    assert shown == "seedthink: checkpoint passed over: a\n"
+
+
 @pytest.mark.parametrize(
     ("raised", "code", "said"),
     [
@@ -65,3 +73,20 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "seedthink.cli.doctor", SimpleNamespace(run=run))
     with pytest.raises(ZeroDivisionError):
         main(["doctor"])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["report", "runs/a", "--besides", "runs/b"], "did you mean --beside?"),
+        (["samples", "runs/a", "--rewrd-below=0"], "did you mean --reward-below?"),
+        (["samples", "runs/a", "--verdict", "rihgt"], "did you mean right?"),
+        (["checkpoint", "veryfy", "runs/a"], "did you mean verify?"),
+        (["quickstart", "--sed", "1"], "did you mean --seed?"),
+        (["doctor", "--jsn"], "did you mean --json?"),
+    ],
+)
+def test_a_mistyped_option_is_told_the_nearest(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"seedthink: {words[0]}: ") and says in told

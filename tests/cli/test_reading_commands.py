@@ -141,3 +141,18 @@ def test_an_exported_checkpoint_has_the_weights_of_its_step(tmp_path: Path) -> N
         for (name, ours), theirs in zip(model.named_parameters(), exported.parameters(), strict=True):
             assert torch.equal(ours + step, theirs), name
     assert main(["checkpoint", "export", str(tmp_path), str(tmp_path / "x"), "--step", "9"]) == 2
+
+
+def test_a_checkpoint_without_the_runs_settings_is_told_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from seedthink.checkpoint.store import CheckpointStore
+
+    CheckpointStore(tmp_path / "checkpoints").save(7, {"policy": {"weight.a": torch.ones(3)}}, {})
+    for content in (None, "[]", "{}"):
+        if content is not None:
+            (tmp_path / "resolved.json").write_text(content)
+        assert main(["checkpoint", "export", str(tmp_path), str(tmp_path / "out")]) == 2
+        assert "resolved.json cannot be read" in capsys.readouterr().err

@@ -13,6 +13,7 @@ import pytest
 from seedthink.cli import estimate
 from seedthink.cli.main import main
 from seedthink.config import RlConfig, SftConfig, load
+from seedthink.errors import DataError
 from seedthink.models.config import ModelConfig
 
 MOE = {
@@ -75,6 +76,27 @@ def test_rl_hands_the_resolved_settings_on_and_says_where_things_are(
     assert (in_tmp / "runs" / "rl" / "report.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "again"),
+    [
+        (["--rollout.group-size", "4"], "seedthink rl --rollout.group-size 4"),
+        (["--run.resume", "fresh", "--run.name", "a b"], "seedthink rl --run.name 'a b' --run.resume auto"),
+        (["--run.resume=changed"], "seedthink rl --run.resume auto"),
+    ],
+)
+def test_a_run_that_was_stopped_ends_with_the_command_that_goes_on(
+    flags: list[str], again: str, in_tmp: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_rl(config: RlConfig, verbose: bool) -> Path:
+        run = finished_run(in_tmp / "runs" / "rl")
+        (run / "summary.json").unlink()
+        return run
+
+    fake_controller(monkeypatch, run_rl=run_rl)
+    assert main(["rl", *flags]) == 130
+    assert capsys.readouterr().out.splitlines()[-1] == f"stopped   go on with: {again}"
+
+
 def test_a_dry_run_starts_nothing(
     model: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,6 +154,7 @@ def test_memory_counts_what_the_settings_ask_for(model: Path) -> None:
     assert half["activations of a micro-batch"] * 2 == sizes(SftConfig)["activations of a micro-batch"]
 
 
-def test_a_model_folder_that_is_none_is_said_in_the_estimate(tmp_path: Path) -> None:
-    lines = estimate.in_words(load(None, RlConfig, {"model.path": str(tmp_path)}))
-    assert lines[0].startswith(f"parameters  unknown: {tmp_path} holds no config.json")
+def test_an_estimate_without_a_model_says_so_and_with_a_broken_one_it_is_an_error(tmp_path: Path) -> None:
+    assert estimate.in_words(load(None, RlConfig, {})) == ["parameters  unknown: model.path is not set"]
+    with pytest.raises(DataError, match=r"holds no config\.json"):
+        estimate.in_words(load(None, RlConfig, {"model.path": str(tmp_path)}))

@@ -51,11 +51,31 @@ def test_sources_can_be_given_as_flags() -> None:
     ]
 
 
-def test_an_unknown_flag_exits_with_two_and_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        rl("--temperature", "1")
-    assert caught.value.code == 2
-    assert "--rollout.temperature" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--temperature", "1"], 'unknown key "temperature"; did you mean rollout.temperature or'),
+        (["--run.stps=3"], 'unknown key "run.stps"; did you mean run.steps?'),
+        (["--run-steps", "3"], 'unknown key "run_steps"; did you mean run.steps?'),
+        (["--modl.pth", "3"], r"unknown section \[modl\]; did you mean \[model\]"),
+        (["--request.prompt", "hello"], r"unknown section \[request\]; it belongs to `seedthink generate`"),
+        (["--data.batch-tokens", "9"], "it belongs to `seedthink sft`"),
+    ],
+)
+def test_an_unknown_flag_names_the_nearest_key(flags: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        rl(*flags)
+
+
+def test_a_recipe_that_does_not_stand_first_is_refused(recipe: str) -> None:
+    for arguments in ((recipe, recipe, "--run.steps", "3"), ("--run.steps", "3", recipe)):
+        with pytest.raises(ConfigError, match=r"one recipe, before its flags"):
+            rl(*arguments)
+
+
+def test_a_folder_without_a_recipe_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is a folder without run.toml"):
+        rl(str(tmp_path))
 
 
 def test_an_assignment_without_dashes_is_told_how_to_be_a_flag() -> None:

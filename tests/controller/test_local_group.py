@@ -14,7 +14,7 @@ from seedthink.controller.local_group import LocalGroup
 from seedthink.controller.signals import StopSignal
 from seedthink.controller.supervision import DeadlineError, WorkerDied, supervise
 from seedthink.controller.watchdog import Countdown, Watchdog
-from seedthink.errors import DataError, RunError
+from seedthink.errors import DataError, DeviceError, RunError
 
 
 def test_a_verb_that_is_not_registered_is_an_attribute_error_that_lists_the_verbs() -> None:
@@ -91,6 +91,15 @@ def test_a_batch_systems_sigterm_asks_too_and_never_interrupts() -> None:
         assert stop.requested
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_without_steps_stops_at_the_first_signal(number: signal.Signals) -> None:
+    said: list[str] = []
+    with pytest.raises(KeyboardInterrupt), StopSignal(said.append, at_once=True):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+    assert said == []
+
+
 def counting(checkpoint: Path, trouble: dict[int, Exception], trace: list[int]):
     """A run of 6 steps that saves every second step and meets trouble once before each named step."""
 
@@ -125,6 +134,29 @@ def test_too_many_failures_end_the_run_with_the_last_one_named(tmp_path: Path) -
     with pytest.raises(RunError, match=r"gave up after 3 worker failures .* died again.*resumes") as caught:
         supervise(build_counter(tmp_path / "count"), run, restarts=2, say=lambda line: None)
     assert not isinstance(caught.value, WorkerDied)
+
+
+def test_a_restart_that_does_not_come_up_is_tried_again_but_a_first_start_is_not(tmp_path: Path) -> None:
+    group = build_counter(tmp_path / "count")
+    starts = [None, DeviceError("Ray did not start"), None]
+    trouble = [WorkerDied("counter rank 0 died")]
+    said: list[str] = []
+
+    def build() -> LocalGroup:
+        if error := starts.pop(0):
+            raise error
+        return group()
+
+    def run(group: LocalGroup) -> str:
+        if trouble:
+            raise trouble.pop()
+        return "done"
+
+    assert supervise(build, run, restarts=2, say=said.append) == "done"
+    assert said[1].startswith("Ray did not start. Restart 2 of 2")
+    starts[:] = [DeviceError("Ray did not start")]
+    with pytest.raises(DeviceError):
+        supervise(build, run, restarts=2, say=said.append)
 
 
 def test_failures_longer_ago_than_the_window_are_forgotten(tmp_path: Path) -> None:

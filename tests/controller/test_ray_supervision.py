@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from toy_workers import Counter, Toy
 
-from seedthink.controller.ray_cluster import RayCluster, ResourcePool, Slot
+from seedthink.controller.ray_cluster import RayCluster, ResourcePool, Slot, _signal_handlers_kept
 from seedthink.controller.ray_group import RayGroup
-from seedthink.controller.supervision import supervise
+from seedthink.controller.ray_start import ray
+from seedthink.controller.supervision import WorkerDied, supervise
 from seedthink.errors import ConfigError
 from seedthink.telemetry.memory import tree
 
@@ -86,6 +87,28 @@ def test_a_run_whose_worker_or_ray_server_is_killed_goes_on_exactly(tmp_path: Pa
     assert supervise(build, run, restarts=2, say=said.append) == 9
     assert trace == [1, 2, 3, 4, 5, 5, 6, 7, 7, 8]
     assert [line.partition(" (")[0] for line in said] == ["counter rank 0", "Ray's gcs_server"]
+
+
+def test_a_call_that_would_be_short_says_that_rays_servers_are_gone(tmp_path: Path) -> None:
+    with (
+        RayCluster(cpus=1) as cluster,
+        ResourcePool(cluster, "pool", [Slot()]) as pool,
+        RayGroup("toy", pool, Toy, (1,), logs=tmp_path) as group,
+    ):
+        (pid,) = (pid for pid in tree(os.getpid()) if name(pid) == "gcs_server")
+        os.kill(pid, signal.SIGKILL)
+        assert gone([pid])
+        with pytest.raises(WorkerDied, match=r"Ray's gcs_server \(pid \d+\) is gone"):
+            group.add(1)
+
+
+def test_ray_does_not_take_sigterm_over_while_it_starts() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    theirs = ray._private.utils.set_sigterm_handler
+    with _signal_handlers_kept():
+        ray._private.utils.set_sigterm_handler(lambda number, frame: sys.exit(number))
+        assert signal.getsignal(signal.SIGTERM) is before
+    assert ray._private.utils.set_sigterm_handler is theirs
 
 
 def test_groups_on_two_pools_run_on_the_nodes_that_their_slots_name(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_a_prompt_over_the_limit_is_skipped_and_counted_or_refused_and_never_cut
     assert len(loaded.prompts[0].tokens_T) == 7
     with pytest.raises(DataError, match=r"rows\.jsonl:2: the prompt has 8 tokens, the limit is 7"):
         load_prompts(path, TOKENIZER, max_prompt_tokens=7, too_long="refuse")
-    with pytest.raises(DataError, match="none of 2 rows is left"):
+    with pytest.raises(DataError, match=r"all 2 prompts are longer than data.max_prompt_tokens"):
         load_prompts(path, TOKENIZER, max_prompt_tokens=3)
 
 
@@ -122,3 +122,28 @@ def test_a_prompt_without_thinking_ends_with_a_closed_block_and_says_so_in_the_r
     assert emptied.tokens_T.tolist() == [*prompt.tokens_T.tolist(), TOKENIZER.token_id("</think>")]
     assert emptied.reference["think"] == "empty"
     assert emptied.id == prompt.id
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "rows.jsonl holds no rows"),
+        (b"\n\r\n", "rows.jsonl holds no rows"),
+        (b'{"prompt": "caf\xe9", "answer": 1}\n', "rows.jsonl:1 is no JSON: .*0xe9"),
+        (b'{"prompt": "sum 1", "answer": 1}\n\n{"prompt": "su', "rows.jsonl:3 is no JSON"),
+        (b'[\n{"prompt": "sum 1", "answer": 1}\n]\n', "rows.jsonl:1 is no JSON: .*one JSON object per line"),
+        (b'{"prompt": "\\ud800", "answer": 1}\n', "rows.jsonl:1 holds half of a surrogate pair"),
+        (b'{"prompt": ' + b"[" * 100_000 + b"\n", "rows.jsonl:1 is no JSON: maximum recursion depth"),
+    ],
+)
+def test_a_broken_file_is_named_with_its_line(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=says):
+        load_prompts(path, TOKENIZER)
+
+
+def test_lines_may_end_as_on_windows_and_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "sum 1", "answer": 1}\r\n{"prompt": "sum \\u0032", "answer": 2}\r\n')
+    assert [prompt.text for prompt in load_prompts(path, TOKENIZER).prompts] == ["sum 1", "sum 2"]

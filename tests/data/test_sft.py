@@ -71,7 +71,7 @@ def test_rows_that_lack_a_response_or_are_too_long_are_told_by_line(tmp_path: Pa
     path = write(tmp_path, good, {"prompt": "sum 1 2 3", "response": "6"})
     # 9 tokens each at most: 5 + 4 fit, 7 + 2 fit too, and a limit of 8 fits neither.
     assert load_examples(path, TOKENIZER, max_tokens=9).skipped == 0
-    with pytest.raises(DataError, match="no row is left, 2 are over the limit of 8"):
+    with pytest.raises(DataError, match=r"all 2 examples are longer than data.max_length = 8"):
         load_examples(path, TOKENIZER, max_tokens=8)
     with pytest.raises(DataError, match=r"sft\.jsonl:1: the example has 9 tokens, the limit is 8"):
         load_examples(path, TOKENIZER, max_tokens=8, too_long="refuse")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from seedthink.engine.generator import TokenGenerator
-from seedthink.errors import ConfigError
+from seedthink.errors import ConfigError, RunError
 from seedthink.kernels.block import PagedBatch
 from seedthink.models.config import ModelConfig
 from seedthink.types import Completion, Finish, Request, SamplingParams
@@ -220,3 +220,22 @@ def test_the_counts_add_up_and_reset_clears_them() -> None:
     engine.reset()
     assert engine.idle and engine.stats.steps == 0 and engine.stats.waiting == 0
     assert run(engine, request("c", [65]))["c"].cached_tokens == 0
+
+
+class Diverged(Counting):
+    """A model that computes NaN."""
+
+    def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
+        return hidden_TD * float("nan")
+
+
+def test_a_model_that_computes_nan_ends_the_run_with_a_reason() -> None:
+    engine = TokenGenerator(Diverged(), pages=16)  # type: ignore[arg-type]
+    engine.submit([request("a", [1, 2])])
+    with pytest.raises(RunError, match="computes NaN or infinity"):
+        engine.step()
+
+
+def test_a_stop_token_that_the_model_does_not_have_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"end-of-sequence token 256 is outside 0..255"):
+        generator(eos_token_ids=[50, VOCAB])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,6 +113,41 @@ def test_wrong_settings_are_named_with_what_is_allowed(llm: LLM, folder: Path) -
         LLM(folder, Letters(), dtype="float16")
     with pytest.raises(ConfigError, match="'max_sequence'; did you mean max_sequences"):
         LLM(folder, Letters(), max_sequence=3)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"max_tokens": "8"}, 'max_tokens = "8" is not allowed: it takes a whole number'),
+        ({"max_tokens": 2.5}, "max_tokens = 2.5 is not allowed"),
+        ({"temperature": "hot"}, 'temperature = "hot" is not allowed: it takes a number'),
+        ({"stop": 5}, "stop = 5 is not allowed: it takes a list of a text"),
+        ({"stop": [5]}, r"stop\[0\] = 5 is not allowed: it takes a text"),
+        ({"n": "2"}, 'n = "2" is not allowed'),
+        ({"seed": 1.5}, "seed = 1.5 is not allowed"),
+        ({"seed": -1}, "seed = -1: .*seed at least 0"),
+    ],
+)
+def test_a_value_of_another_type_is_named_with_what_is_allowed(llm: LLM, wrong: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        llm.generate(["a"], **wrong)
+
+
+@pytest.mark.parametrize("prompts", [None, 5, [5], [1, 2], [["a", "b"]], [[1.5]], [[True]], [{"a"}]])
+def test_what_is_no_prompt_is_refused_with_what_is_one(llm: LLM, prompts: Any) -> None:
+    with pytest.raises(ConfigError, match=r"a list of prompts|a text, a list of messages or a list of token ids"):
+        llm.generate(prompts)
+
+
+def test_numbers_and_ids_may_come_from_numpy(llm: LLM) -> None:
+    plain = llm.generate([[1, 2]], max_tokens=3, seed=4)
+    numpy = llm.generate(np.array([[1, 2]]), max_tokens=np.int64(3), seed=np.int64(4), temperature=np.float32(1))  # type: ignore[arg-type]
+    assert plain[0][0].tokens_T.tolist() == numpy[0][0].tokens_T.tolist()
+
+
+def test_a_setting_of_another_type_is_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match='kv_memory_mib = "big" is not allowed: it takes a whole number'):
+        LLM(folder, Letters(), kv_memory_mib="big")  # type: ignore[arg-type]
 
 
 def test_a_refused_prompt_leaves_the_generator_usable(llm: LLM) -> None:

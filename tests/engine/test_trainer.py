@@ -6,11 +6,13 @@ import math
 from itertools import pairwise
 
 import numpy as np
+import pytest
 import torch
 
 from seedthink.config.sections import OptimizerConfig
 from seedthink.engine.micro_batch import micro_batches
 from seedthink.engine.trainer import Trainer, forward_only, policy_forward
+from seedthink.errors import RunError
 from seedthink.models.config import ModelConfig
 from seedthink.models.qwen3 import Transformer
 from seedthink.rl.loss import imitation
@@ -97,6 +99,27 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_as_they_are() -> None:
     update = learner.learn(batch(), lambda logprob_T, *_: (logprob_T.sum() * math.nan, {}))
     assert update.skipped and learner.step == 0
     assert all(torch.equal(p, q) for p, q in zip(learner.parameters, before, strict=True))
+
+
+def test_weights_that_route_nothing_skip_the_step_and_end_scoring_with_a_reason() -> None:
+    learner = trainer()
+    with torch.no_grad():
+        next(learner.module.parameters())[5] = math.nan
+    assert learner.learn(batch(), imitation).skipped == "the forward pass is not finite"
+    with pytest.raises(RunError, match=r"computes NaN or infinity .*lower learning rate"):
+        forward_only(learner.module, policy_forward, batch())
+
+
+def test_a_mistake_in_calling_the_network_is_not_taken_for_divergence() -> None:
+    def wrong(*_: object) -> tuple[torch.Tensor, ...]:
+        raise ValueError("q: expected dtype float32, got bfloat16")
+
+    learner = trainer()
+    learner.forward = wrong
+    with pytest.raises(ValueError, match="expected dtype"):
+        learner.learn(batch(), imitation)
+    with pytest.raises(ValueError, match="expected dtype"):
+        forward_only(learner.module, wrong, batch())
 
 
 def test_a_restored_trainer_goes_on_with_the_same_bits() -> None:

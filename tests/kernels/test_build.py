@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,3 +39,10 @@ def test_threads_can_be_set_and_read_back() -> None:
         assert build_info()["threads"] == 1
     finally:
         set_threads(before)
+
+
+def test_a_source_distribution_holds_what_the_build_reads(root: Path) -> None:
+    words = (root / "MANIFEST.in").read_text().split()
+    listed = [path for path in ("csrc", "recipes", "CMakeLists.txt", "autotune/README.md") if path in words]
+    assert listed == ["csrc", "recipes", "CMakeLists.txt", "autotune/README.md"]
+    assert all((root / path).exists() for path in listed)

@@ -43,3 +43,14 @@ def test_broken_side_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text("{")
     with pytest.raises(DataError, match=r"summary\.json is not JSON"):
         read_run(tmp_path)
+
+
+def test_lines_that_lack_what_they_are_read_for_are_named_with_their_file(tmp_path: Path) -> None:
+    (tmp_path / "rollouts").mkdir()
+    (tmp_path / "rollouts" / "step_1.jsonl").write_text('{"prompt":"a"}\n')
+    (tmp_path / "metrics.jsonl").write_text('{"stage":"rl","step":1,"a":2}\n')
+    with pytest.raises(DataError, match=r"step_1.jsonl holds a sample without completion, family"):
+        list(read_run(tmp_path).samples(1))
+    (tmp_path / "metrics.jsonl").write_text('{"step":1}\n')
+    with pytest.raises(DataError, match=r"metrics.jsonl holds a line without stage and step"):
+        read_run(tmp_path)

@@ -104,10 +104,10 @@ def test_intervals_show_before_after_and_the_gain() -> None:
 
 
 def test_small_shares_keep_their_digits() -> None:
-    assert [percent(value) for value in (0.0, 0.0025, 0.0071, 0.01, 0.5, 1.0)] == [
+    assert [percent(value) for value in (0.0, 0.0025, 0.015, 0.01, 0.5, 1.0)] == [
         "0 %",
         "0.25 %",
-        "0.71 %",
+        "1.5 %",
         "1 %",
         "50 %",
         "100 %",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -48,7 +50,7 @@ def chatty(prompt: dict[str, Any], completion: str) -> float:
 
 
 def obeys(prompt: dict[str, Any], completion: str) -> float:
-    """Does what the completion says: hangs, spawns and hangs, exits, crashes, eats memory, or is right."""
+    """Does what the completion says: hangs, spawns and hangs, exits, is killed, crashes, eats memory, or is right."""
     if completion == "hang":
         while True:
             pass
@@ -59,6 +61,11 @@ def obeys(prompt: dict[str, Any], completion: str) -> float:
         time.sleep(600)
     if completion == "exit":
         os._exit(3)
+    if completion.startswith("killed once"):
+        with contextlib.suppress(FileExistsError), open(completion.split()[2], "x"):
+            os.kill(os.getpid(), signal.SIGKILL)
+    if completion == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
     if completion == "crash":
         os.abort()
     if completion == "eat":

@@ -166,7 +166,7 @@ def test_a_reward_that_does_not_import_is_a_config_error_at_once() -> None:
 def test_judging_that_mostly_fails_ends_the_run() -> None:
     with JudgePool({"*": "reward_functions:raises"}, workers=1) as pool:
         pool.submit([rollout("x", index=i) for i in range(64)])
-        with pytest.raises(RunError, match=r"of the last 64 .* LookupError"):
+        with pytest.raises(RunError, match=r"could not be judged .* LookupError"):
             for _ in range(200):
                 pool.collect(1.0)
 
@@ -176,3 +176,53 @@ def test_workers_run_without_torch_and_find_the_callers_modules() -> None:
     with JudgePool({"*": "reward_functions:modules"}) as pool:
         judgement = judge_all(pool, [rollout("x")])[0]
     assert judgement.evidence == "[]"
+
+
+def test_verifiers_are_loaded_before_the_first_answer_and_only_once() -> None:
+    with JudgePool({"*": "reward_functions:length"}) as pool:
+        pool.load(["math", "puzzles"])
+        assert pool.pending == 0 and not pool.collect(0.0)
+        pool.load(["math"])
+        assert judge_all(pool, [rollout("x" * 10)])[0].score == 1.0
+        assert pool.restarts == 0
+
+
+def test_loading_refuses_what_cannot_be_imported_and_a_family_without_a_verifier(tmp_path: Path) -> None:
+    told = pytest.raises(ConfigError, match=r"'no_such_module:f' cannot be imported.*verifiers.log")
+    with JudgePool({"*": "no_such_module:f"}, log=tmp_path / "verifiers.log") as pool, told:
+        pool.load(["math"])
+    with JudgePool() as pool, pytest.raises(ConfigError, match="no verifier for family 'poetry'"):
+        pool.load(["poetry"])
+
+
+def test_a_module_that_kills_its_process_when_imported_is_refused_after_a_few_tries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deadly_rewards.py").write_text("import os\nos._exit(3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with JudgePool({"*": "deadly_rewards:f"}) as pool:
+        with pytest.raises(ConfigError, match=r"'deadly_rewards:f' cannot be imported: .* exit status 3"):
+            pool.load(["math"])
+        assert pool.restarts == 2
+
+
+def test_what_verifiers_print_goes_to_the_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "verifiers.log"
+    with JudgePool({"*": "reward_functions:chatty"}, log=log) as pool:
+        judge_all(pool, [rollout("x")])
+    assert "a reward may print" in log.read_text()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_answer_whose_verifier_was_killed_from_outside_is_judged_again(tmp_path: Path) -> None:
+    with JudgePool(OBEYS, seconds_per_item=60.0) as pool:
+        found = judge_all(pool, [rollout(f"killed once {tmp_path / 'note'}", index=0), rollout("fine", index=1)])
+        assert [found[i].verdict for i in range(2)] == [Verdict.RIGHT, Verdict.RIGHT]
+        assert pool.restarts == 1
+
+
+def test_an_answer_that_has_its_verifier_killed_twice_is_an_error() -> None:
+    with JudgePool(OBEYS, seconds_per_item=60.0) as pool:
+        found = judge_all(pool, [rollout("killed", index=0), rollout("fine", index=1)])
+        assert found[0].verdict is Verdict.ERROR and "SIGKILL" in found[0].evidence
+        assert found[1].verdict is Verdict.RIGHT and pool.restarts == 2

@@ -6,12 +6,14 @@ import math
 import subprocess
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import reward_functions
 from samples import rollout
 
 from seedthink.errors import ConfigError, RunError
+from seedthink.rewards.custom import wrap
 from seedthink.rewards.exact import exact
 from seedthink.rewards.inline import InlineJudge
 from seedthink.rewards.mathematics import extract, plain_number
@@ -153,12 +155,46 @@ def test_the_inline_judge_uses_the_families_verifier_or_the_configured_one() -> 
 
 
 def test_judging_that_mostly_fails_ends_the_run_with_the_evidence() -> None:
-    judge = InlineJudge({"*": "reward_functions:raises"})
-    judge.submit([rollout("x")] * 63)
+    judge = InlineJudge({"fine": "reward_functions:length", "broken": "reward_functions:raises"})
+    judge.submit([rollout("x", "fine")] + [rollout("x", "broken")] * 62)
     assert len(judge.collect()) == 63
-    judge.submit([rollout("x")])
-    with pytest.raises(RunError, match=r"64 of the last 64 .* LookupError: no such word"):
+    judge.submit([rollout("x", "broken")])
+    with pytest.raises(RunError, match=r"63 of the last 64 .* LookupError: no such word"):
         judge.collect()
+
+
+def test_a_reward_that_never_judged_anything_ends_even_a_short_run() -> None:
+    judge = InlineJudge({"*": "reward_functions:raises"})
+    judge.submit([rollout("x")] * 7)
+    assert len(judge.collect()) == 7
+    judge.submit([rollout("x")])
+    with pytest.raises(RunError, match=r"8 of the last 8 .* LookupError: no such word"):
+        judge.collect()
+
+
+@pytest.mark.parametrize("returned", [1e308, -2e6, {"score": 1.0, "length": 1e9}])
+def test_a_score_beyond_all_sense_is_an_error(returned: object) -> None:
+    judgement = run_verifier(wrap(lambda prompt, text: returned, "mine:score"), {}, "x")
+    assert judgement.verdict is Verdict.ERROR and "beyond 1e+06" in judgement.evidence
+
+
+def test_evidence_is_cut_and_can_be_written_to_a_file() -> None:
+    found = {"score": 1.0, "evidence": "\ud800" + "long" * 10_000, "\udfff": 1}
+    judgement = run_verifier(wrap(lambda prompt, text: found, "mine:score"), {}, "x")
+    assert len(judgement.evidence.encode("utf-8")) == 2000 and judgement.evidence.startswith("?long")
+    assert judgement.parts == {"?": 1.0}
+
+
+def test_a_verifier_that_calls_exit_is_an_error_that_says_so() -> None:
+    judgement = run_verifier(lambda prompt, text: sys.exit(3), {}, "x")
+    assert judgement.verdict is Verdict.ERROR and judgement.evidence.startswith("SystemExit: 3")
+
+
+def test_a_module_that_exits_when_imported_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "leaving_rewards.py").write_text("import sys\nsys.exit(3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="'leaving_rewards:f' cannot be imported: SystemExit: 3"):
+        load_verifier("leaving_rewards:f")
 
 
 def test_rewards_load_neither_torch_nor_sympy_nor_numpy_for_a_puzzle() -> None:

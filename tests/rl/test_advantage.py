@@ -120,3 +120,5 @@ def test_explained_variance_of_a_perfect_a_constant_and_a_misleading_critic() ->
     assert explained_variance(-return_T, return_T) == pytest.approx(-3.0)
     assert np.isnan(explained_variance(return_T, np.ones(4)))
     assert np.isnan(explained_variance(return_T, np.array([-1.0, -1.0 + 6e-8, -1.0, -1.0]))), "rounding is no variance"
+    rounded = np.float32(1) + np.array([0, 1, 0, 2], np.float32) * np.finfo(np.float32).eps
+    assert np.isnan(explained_variance(return_T, rounded))

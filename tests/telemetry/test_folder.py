@@ -9,6 +9,7 @@ import pytest
 
 from seedthink.config import EvalConfig, RlConfig, load
 from seedthink.errors import ConfigError, RunError
+from seedthink.telemetry import folder as folders
 from seedthink.telemetry.folder import RunFolder, accuracy_metrics, open_run
 from seedthink.telemetry.jsonl import read_lines
 from seedthink.telemetry.summary import Summary
@@ -29,7 +30,7 @@ def begun(tmp_path: Path) -> Path:
     for step in (1, 2, 3):
         folder.record("rl", step, {"actor/entropy": 0.5})
         folder.record_rollouts(step, [{"id": "a", "reward": 1.0}])
-    (folder.checkpoints / "step_2").mkdir(parents=True)
+    (folder.checkpoints / "step-00000002").mkdir(parents=True)
     folder.close()
     return folder.path
 
@@ -131,3 +132,63 @@ def test_a_summary_with_nan_is_still_json(tmp_path: Path) -> None:
     folder = open_run(config(tmp_path), "rl")
     folder.write_summary({"logp_gap_max": float("nan")})
     assert json.loads((folder.path / "summary.json").read_text()) == {"logp_gap_max": None}
+
+
+def test_a_checkpoint_that_was_never_finished_does_not_make_a_run_begun(tmp_path: Path) -> None:
+    folder = open_run(config(tmp_path), "rl")
+    folder.record("value", 1, {"critic/vf_loss": 1.0})
+    (folder.checkpoints / ".step-00000000.partial-1a2b3c4d").mkdir(parents=True)
+    folder.close()
+    assert steps_of(open_run(config(tmp_path), "rl")) == []
+
+
+def test_an_attempt_without_a_checkpoint_is_forgotten_when_the_run_begins_again(tmp_path: Path) -> None:
+    begun(tmp_path)
+    folder = open_run(config(tmp_path), "rl")
+    folder.begin_again()
+    folder.record("value", 1, {"critic/vf_loss": 1.0})
+    assert steps_of(folder) == [("value", 1)] and not list(folder.rollouts.iterdir())
+
+
+def test_an_evaluation_that_a_resumed_run_repeats_is_written_once(tmp_path: Path) -> None:
+    entry = {"mean": 1 / 3, "low": 0.25, "high": 0.5, "k": 4, "problems": 100, "pass_at_k": 0.5}
+    folder = open_run(config(tmp_path), "rl")
+    folder.record_evaluation("rl", 4, entry)
+    (folder.checkpoints / "step-00000004").mkdir(parents=True)
+    folder.close()
+    again = open_run(config(tmp_path), "rl")
+    assert again.evaluated("rl", 4) and not again.evaluated("rl", 2)
+    again.record_evaluation("rl", 4, entry)
+    assert steps_of(again) == [("rl", 4)]
+    again.record_evaluation("rl", 4, entry | {"problems": 200})
+    assert steps_of(again) == [("rl", 4), ("rl", 4)]
+
+
+@pytest.mark.parametrize("name", ["file", "file/inside"])
+def test_a_run_folder_that_cannot_be_made_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RunError, match=r"cannot write .*file"):
+        open_run(config(tmp_path, **{"run.name": name}), "rl")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_is_held_from_before_an_earlier_run_is_moved_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun(tmp_path)
+    move = folders._move_aside
+
+    def move_while_another_starts(path: Path, keep: bool) -> None:
+        with pytest.raises(RunError, match="in use by process"):
+            RunFolder(path)
+        move(path, keep)
+
+    monkeypatch.setattr(folders, "_move_aside", move_while_another_starts)
+    open_run(config(tmp_path, **{"run.resume": "fresh"}), "rl").close()
+
+
+def test_a_folder_that_could_not_be_opened_is_let_go(tmp_path: Path) -> None:
+    begun(tmp_path)
+    with pytest.raises(ConfigError):
+        open_run(config(tmp_path, **{"rollout.group_size": 4}), "rl")
+    open_run(config(tmp_path), "rl").close()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from seedthink.errors import DataError
+from seedthink.errors import DataError, RunError
 from seedthink.telemetry.jsonl import JsonLines, keep_until, mend, read_lines, write_atomic
 
 
@@ -62,7 +62,30 @@ def test_an_atomic_write_that_fails_leaves_the_old_text(tmp_path: Path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(RunError, match="No space"):
         write_atomic(tmp_path / "a", "new")
     assert (tmp_path / "a").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_full_disk_ends_a_run_with_the_file_and_the_next_step() -> None:
+    lines = JsonLines(Path("/dev/full"))
+    with pytest.raises(
+        RunError, match=r"cannot write /dev/full: No space left on device. What was saved .* start again"
+    ):
+        lines.append({"n": 1})
+    lines.close()
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"cannot write .*file/summary.json: File exists \(.*file\)"):
+        write_atomic(tmp_path / "file" / "summary.json", "{}")
+
+
+@pytest.mark.parametrize("line", ["{broken", "[1]"])
+def test_a_line_that_is_no_object_is_named_when_a_file_is_cut(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"n":1}}\n{line}\n{{"n":2}}\n')
+    with pytest.raises(DataError, match=r"a.jsonl line 2 is .*delete that line to go on"):
+        keep_until(path, lambda row: False)

@@ -23,3 +23,11 @@ def test_information_goes_to_the_file_and_warnings_to_both(tmp_path: Path, capsy
     assert capsys.readouterr().err == "rollout-0: seen\n"
     assert logging.getLogger().handlers == before
     assert LOGGER.name == "seedthink" and not LOGGER.propagate
+
+
+def test_a_log_without_room_leaves_the_terminal_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "full.log").symlink_to("/dev/full")
+    configure(tmp_path, "full")
+    LOGGER.info("more than the disk takes")
+    configure(None, "full")
+    assert capsys.readouterr().err == ""
