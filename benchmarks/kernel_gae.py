@@ -1,8 +1,10 @@
-"""GAE against a warm copy of the same bytes and against a Python loop over time steps, in turns in one process.
+"""GAE against a warm copy of the same bytes and against RL libraries, in turns in one process.
 
 The kernel computes both lambdas from packed sequences: it reads rewards and values and writes advantages and returns,
-16 bytes a token. The copy moves the same bytes between the same warm arrays with torch on the same threads. The loop is
-the rectangular one of RL libraries: one lambda, a column per step, masked columns carried over.
+16 bytes a token. The copy moves the same bytes between the same warm arrays with torch on the same threads. The peers
+compute one lambda of a rectangle: "loop" is verl's formula, a Python loop over time steps of torch columns with masked
+ones carried over; "torchrl" is its vec_generalized_advantage_estimate (where torchrl is installed; it knows no masks),
+whose shifted values and end flags are prepared outside the clock.
 Run: `python benchmarks/kernel_gae.py`.
 """
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -18,6 +21,11 @@ from turns import environment, in_turns, save
 
 from seedthink import _C
 from seedthink.kernels.gae import gae
+
+try:
+    from torchrl.objectives.value.functional import vec_generalized_advantage_estimate
+except ImportError:
+    vec_generalized_advantage_estimate = None
 
 CASES = {
     "512 x 8192": [8192] * 512,
@@ -44,8 +52,38 @@ def time_loop(
     return advantage_BT, advantage_BT + value_BT
 
 
+def torchrl(reward_BT: Tensor, value_BT: Tensor, gamma: float, decay: float) -> Callable[[], Tensor]:
+    """TorchRL's vectorised estimate of the advantages."""
+    next_BT = torch.cat([value_BT[:, 1:], torch.zeros(len(value_BT), 1)], dim=1)
+    end_BT = torch.zeros(reward_BT.shape, dtype=torch.bool)
+    end_BT[:, -1] = True
+    arrays = [each.unsqueeze(-1) for each in (value_BT, next_BT, reward_BT, end_BT, end_BT)]
+
+    def run() -> Tensor:
+        return vec_generalized_advantage_estimate(gamma, decay, *arrays)[0].squeeze(-1)
+
+    return run
+
+
+def against_peers(
+    scan: Callable[[], object], reward_BT: Tensor, value_BT: Tensor, mask_BT: Tensor, wanted_BT: Tensor, patience: int
+) -> dict[str, Any]:
+    """Milliseconds of the kernel and of each peer, five samples in turns, and their ratios."""
+    counts_BT = mask_BT.float()
+    peers: dict[str, Callable[[], Tensor]] = {"loop": lambda: time_loop(reward_BT, value_BT, counts_BT, 1.0, 0.95)[0]}
+    if vec_generalized_advantage_estimate is not None and mask_BT.all():
+        peers["torchrl"] = torchrl(reward_BT, value_BT, 1.0, 0.95)
+    for peer in peers.values():
+        torch.testing.assert_close(wanted_BT, peer(), rtol=1e-3, atol=1e-3)
+    times = in_turns({"kernel": scan, **peers}, 5, patience)
+    found = {f"{name}_ms": times[f"{name}_ms"] for name in peers}
+    found |= {f"{name}_ratio": times[f"{name}_ms"] / times["kernel_ms"] for name in peers}
+    found |= {f"{name}_ratio_lowest": times[f"{name}_ms_least"] / times["kernel_ms_most"] for name in peers}
+    return found | {"peers_cores_used_elsewhere": times["cores_used_elsewhere"]}
+
+
 def measure(name: str, lengths: list[int], masked: bool, samples: int, patience: int) -> dict[str, Any]:
-    """One row: the kernel, the copy and, for a rectangle of moderate length, the loop (timed apart: it is slow)."""
+    """One row: the kernel, the copy and, for a rectangle of moderate length, the peers (apart: they are slow)."""
     total, count = sum(lengths), len(lengths)
     reward, value = torch.randn(total), torch.randn(total)
     advantage, returns = torch.empty(total), torch.empty(total)
@@ -71,10 +109,8 @@ def measure(name: str, lengths: list[int], masked: bool, samples: int, patience:
     row["gae_gb_per_s"] = 16 * total / row["gae_ms"] / 1e6
     if len(set(lengths)) == 1 and lengths[0] <= 8192:
         shape = (count, lengths[0])
-        arguments = (reward.view(shape), value.view(shape), mask.view(shape).float(), 1.0, 0.95)
-        row["loop_ms"] = in_turns({"loop": lambda: time_loop(*arguments)}, 2, 0)["loop_ms"]
-        ours = gae(reward, value, bounds, policy, policy, 1.0, mask)[0]
-        torch.testing.assert_close(ours.view(shape), time_loop(*arguments)[0], rtol=1e-3, atol=1e-3)
+        wanted = gae(reward, value, bounds, policy, policy, 1.0, mask)[0].view(shape)
+        row |= against_peers(scan, reward.view(shape), value.view(shape), mask.view(shape), wanted, patience)
     return row
 
 
@@ -88,17 +124,22 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     _C.set_threads(options.threads)
     surroundings, rows = environment(), []
+    if vec_generalized_advantage_estimate is not None:
+        surroundings["torchrl"] = metadata.version("torchrl")
     for name, lengths in CASES.items():
         for masked in (False, True):
             row = measure(name, lengths, masked, options.samples, options.patience)
             rows.append(row)
-            loop = (
-                f", loop {row['loop_ms']:8.1f} ms ({row['loop_ms'] / row['gae_ms']:.0f}x)" if "loop_ms" in row else ""
+            peers = "".join(
+                f", {peer} {row[f'{peer}_ms']:.1f} ms ({row[f'{peer}_ratio']:.0f}x, lowest "
+                f"{row[f'{peer}_ratio_lowest']:.0f}x)"
+                for peer in ("loop", "torchrl")
+                if f"{peer}_ms" in row
             )
             print(
                 f"{name:>14} {'masked' if masked else 'dense ':6} gae {row['gae_ms']:7.3f} ms "
                 f"({row['gae_gb_per_s']:5.1f} GB/s), copy {row['copy_ms']:7.3f} ms, {row['of_copy']:4.0%} of copy "
-                f"(least times {row['of_copy_least']:.0%}){loop}, elsewhere {row['cores_used_elsewhere']:.2f}",
+                f"(least times {row['of_copy_least']:.0%}){peers}, elsewhere {row['cores_used_elsewhere']:.2f}",
                 flush=True,
             )
     save("kernel_gae", rows, surroundings)

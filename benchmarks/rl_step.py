@@ -61,7 +61,7 @@ def timed_turn(side: Contestant, patience: float) -> dict[str, Any]:
     return said | {"cores_used_elsewhere": elsewhere}
 
 
-def work(name: str, turn: dict[str, Any]) -> int:
+def work(turn: dict[str, Any]) -> int:
     """FLOPs of a side's step. TRL computes each copy of a prompt; we compute a prompt once per group."""
     config, answers = ModelConfig(**MIDDLE), ROLLOUTS * NEW
     computed = turn.get("computed_tokens", ROLLOUTS * (PROMPT + NEW - 1))
@@ -78,7 +78,7 @@ def summary(name: str, turns: list[dict[str, Any]], peaks: dict[str, float]) -> 
         "median_seconds": median["seconds"],
         "generation_share": median["generate_seconds"] / median["seconds"],
         "tokens_per_second": ROLLOUTS * NEW / median["seconds"],
-        "share_of_matmul_peak": work(name, turns[-1]) / median["seconds"] / peak,
+        "share_of_matmul_peak": work(turns[-1]) / median["seconds"] / peak,
         "cores_used_elsewhere": max(turn["cores_used_elsewhere"] for turn in turns),
     }
     if "learn_seconds" in median:
@@ -106,9 +106,14 @@ def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+def matmul_peaks() -> dict[str, float]:
+    """FLOP/s of the best torch.mm, by dtype."""
+    return {name: matmul_peak(getattr(torch, name)) for name in ("float32", "bfloat16")}
+
+
 def race(model: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Turns of all sides; one row each."""
-    peaks = {name: matmul_peak(getattr(torch, name)) for name in ("float32", "bfloat16")}
+    """Turns of all sides; one row each, then the machine's peak and the ratios."""
+    before = matmul_peaks()
     sides = contestants(model, options.threads, options.peer_settings)
     try:
         for _ in range(WARM_UP):
@@ -118,6 +123,7 @@ def race(model: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
         for _ in range(options.repeats):
             for side in sides:
                 turns[side.name].append(timed_turn(side, options.patience))
+        peaks = {name: max(flops, before[name]) for name, flops in matmul_peaks().items()}
         rows = [summary(name, found, peaks) for name, found in turns.items()]
         for side, row in zip(sides, rows, strict=True):
             if side.name in PEERS:

@@ -64,7 +64,7 @@ def _seconds(run: Callable[[], object], calls: int) -> float:
 
 
 def in_turns(runs: Mapping[str, Callable[[], object]], samples: int, patience: int) -> dict[str, Any]:
-    """Median and least milliseconds of each implementation, sampled in turns.
+    """Median, least and most milliseconds of each implementation, sampled in turns.
 
     A measurement that other processes disturbed by over a tenth of a core is repeated up to `patience` times; the least
     disturbed one is kept, and `cores_used_elsewhere` tells how disturbed it was.
@@ -82,6 +82,7 @@ def in_turns(runs: Mapping[str, Callable[[], object]], samples: int, patience: i
         if elsewhere < kept["cores_used_elsewhere"]:
             kept = {f"{name}_ms": statistics.median(values) for name, values in found.items()}
             kept |= {f"{name}_ms_least": min(values) for name, values in found.items()}
+            kept |= {f"{name}_ms_most": max(values) for name, values in found.items()}
             kept["cores_used_elsewhere"] = elsewhere
         if elsewhere <= 0.1:
             break

@@ -8,6 +8,7 @@
 #include "common/isa.h"
 #include "common/pool.h"
 #include "common/view.h"
+#include "heads/heads.h"
 #include "linear/linear.h"
 #include "linear/pairs.h"
 #include "logprob/logprob.h"
@@ -141,6 +142,8 @@ PYBIND11_MODULE(_C, m) {
 
   // rows
   ST_DEF(rope_turn);
+  ST_DEF(split_heads_forward);
+  ST_DEF(split_heads_backward);
   ST_DEF(swiglu_forward);
   ST_DEF(swiglu_backward);
 
@@ -154,4 +157,6 @@ PYBIND11_MODULE(_C, m) {
   // norm
   ST_DEF(rms_norm_forward);
   ST_DEF(rms_norm_backward);
+  ST_DEF(add_rms_norm_forward);
+  ST_DEF(add_rms_norm_backward);
 }

@@ -1,6 +1,7 @@
 """RMSNorm: y = x * rsqrt(mean(x^2) + eps) * weight, one row per token (Zhang & Sennrich 2019, arXiv:1910.07467).
 
 A row's sum of squares has one fixed order that depends on the width alone, so a row's bits do not depend on the batch.
+`add_rms_norm` is the residual stream's step, sum and norm in one pass over memory, there and back.
 """
 
 from __future__ import annotations
@@ -27,6 +28,15 @@ def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """
     y_TD: Tensor = _rms_norm(x_TD, weight_D, eps)[0]
     return y_TD
+
+
+def add_rms_norm(x_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(x + delta, its norm), with the bits of the two operations; differentiable in all three tensors.
+
+    Shapes and errors as of `rms_norm`; delta_TD like x_TD.
+    """
+    sum_TD, y_TD, _ = _add_rms_norm(x_TD, delta_TD, weight_D, eps)
+    return sum_TD, y_TD
 
 
 def _forward(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -64,4 +74,48 @@ _rms_norm = define(
     fake=lambda x, weight, eps: (torch.empty_like(x), x.new_empty(x.shape[:1])),
     backward=_backward,
     setup_context=_save,
+)
+
+
+def _add_forward(x_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    sum_TD, y_TD, rstd_T = torch.empty_like(x_TD), torch.empty_like(x_TD), x_TD.new_empty(x_TD.shape[:1])
+    _C.add_rms_norm_forward(x_TD, delta_TD, weight_D, eps, sum_TD, y_TD, rstd_T)
+    return sum_TD, y_TD, rstd_T
+
+
+def _add_save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, float], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[0], inputs[2], output[2])
+
+
+def _add_backward(ctx: Any, dsum_TD: Tensor | None, dy_TD: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    if dy_TD is None:
+        return dsum_TD, dsum_TD, None, None
+    if dsum_TD is None:
+        dx_TD, dweight_D = _gradients(dy_TD.contiguous(), *ctx.saved_tensors)
+    else:
+        dx_TD, dweight_D = _add_gradients(dsum_TD.contiguous(), dy_TD.contiguous(), *ctx.saved_tensors)
+    return dx_TD, dx_TD, dweight_D, None
+
+
+def _add_gradients_cpu(
+    dsum_TD: Tensor, dy_TD: Tensor, sum_TD: Tensor, weight_D: Tensor, rstd_T: Tensor
+) -> tuple[Tensor, Tensor]:
+    dx_TD, dweight_D = torch.empty_like(sum_TD), torch.empty_like(weight_D)
+    _C.add_rms_norm_backward(dsum_TD, dy_TD, sum_TD, weight_D, rstd_T, dx_TD, dweight_D)
+    return dx_TD, dweight_D
+
+
+_add_gradients = define(
+    "add_rms_norm_backward(Tensor dsum, Tensor dy, Tensor sum, Tensor weight, Tensor rstd) -> (Tensor, Tensor)",
+    cpu=_add_gradients_cpu,
+    fake=lambda dsum, dy, sum, weight, rstd: (torch.empty_like(sum), torch.empty_like(weight)),
+)
+_add_rms_norm = define(
+    "add_rms_norm(Tensor x, Tensor delta, Tensor weight, float eps) -> (Tensor, Tensor, Tensor)",
+    cpu=_add_forward,
+    fake=lambda x, delta, weight, eps: (torch.empty_like(x), torch.empty_like(x), x.new_empty(x.shape[:1])),
+    backward=_add_backward,
+    setup_context=_add_save,
 )

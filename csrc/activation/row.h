@@ -1,26 +1,11 @@
 // silu(gate) * up for one row: the same function in the dense MLP and in the experts.
 #pragma once
 
-#include <algorithm>
-
 #include "common/simd.h"
 
 namespace seedthink::ST_ISA {
 
 inline vf sigmoid(vf x) { return splat(1.f) / (splat(1.f) + exp(-x)); }
-
-// Calls f(i, live) for each vector of a row of n floats; `live` (1..16) lanes of it exist.
-template <typename F>
-inline void for_vectors(int64_t n, const F& f) {
-  for (int64_t i = 0; i < n; i += kLanes) f(i, static_cast<int>(std::min<int64_t>(kLanes, n - i)));
-}
-inline vf load_some(const float* p, int live) { return live == kLanes ? load(p) : load_n(p, live); }
-inline void store_some(float* p, vf v, int live) {
-  if (live == kLanes)
-    store(p, v);
-  else
-    store_n(p, v, live);
-}
 
 // act = silu(gate) * up.
 inline void swiglu_row(const float* gate_up, int64_t I, float* act) {

@@ -1,16 +1,15 @@
 #include "block/block.h"
 
-#include <cstring>
 #include <vector>
 
 #include "activation/activation.h"
 #include "attention/attention.h"
 #include "common/pool.h"
 #include "common/simd.h"
+#include "heads/heads.h"
 #include "linear/linear.h"
 #include "moe/moe.h"
 #include "norm/norm.h"
-#include "rope/rope.h"
 
 namespace seedthink::ST_ISA {
 namespace {
@@ -63,23 +62,6 @@ void add_to(const View& x, const View& y) {
   });
 }
 
-// Columns [begin, begin + y's width) of each row.
-void copy_columns(const View& x_TX, int64_t begin, const View& y_TNH) {
-  const int64_t wide = x_TX.size[1], width = y_TNH.size[1] * y_TNH.size[2];
-  parallel(x_TX.size[0], 1 + 32768 / width, [&](int64_t first, int64_t last) {
-    for (int64_t t = first; t < last; ++t)
-      std::memcpy(y_TNH.as<float>() + t * width, x_TX.as<float>() + t * wide + begin, width * sizeof(float));
-  });
-}
-
-// Each head's row is normalised, then turned, both in place: the kernels read a row before they write it.
-void prepare_heads(const View& x_TNH, const View& weight_H, double eps, const View& rstd, const View& table,
-                   const View& positions_T) {
-  const View rows = dense(x_TNH.pointer, Dtype::f32, {x_TNH.size[0] * x_TNH.size[1], x_TNH.size[2]});
-  rms_norm_forward(rows, weight_H, eps, rows, dense(rstd.pointer, Dtype::f32, {rows.size[0]}));
-  rope_turn(x_TNH, table, positions_T, false, x_TNH);
-}
-
 }  // namespace
 
 void attention_step(const View& x_TD, const View& norm_D, double eps, const View& qkv_panels, const View& q_norm_H,
@@ -89,17 +71,13 @@ void attention_step(const View& x_TD, const View& norm_D, double eps, const View
   x_TD.check("x", Dtype::f32, {-1, -1});
   const int64_t T = x_TD.size[0], D = x_TD.size[1], N = heads, n = k_pages.size[1], H = q_norm_H.size[0];
   const int64_t wide = (N + 2 * n) * H;
-  Buffers buffers(T * (D + N + wide + 2 * N * H + 2 * n * H));
-  const View h_TD = buffers.floats({T, D}), rstd = buffers.floats({T, N}), qkv = buffers.floats({T, wide});
+  Buffers buffers(T * (D + 1 + N + n + wide + 2 * N * H + 2 * n * H));
+  const View h_TD = buffers.floats({T, D}), rstd_T = buffers.floats({T}), qkv = buffers.floats({T, wide});
   const View q = buffers.floats({T, N, H}), k = buffers.floats({T, n, H}), v = buffers.floats({T, n, H});
-  const View o = buffers.floats({T, N, H});
-  rms_norm_forward(x_TD, norm_D, eps, h_TD, dense(rstd.pointer, Dtype::f32, {T}));
+  const View o = buffers.floats({T, N, H}), rstd_TM = buffers.floats({T, N + n});
+  rms_norm_forward(x_TD, norm_D, eps, h_TD, rstd_T);
   linear_forward(h_TD, qkv_panels, qkv);
-  copy_columns(qkv, 0, q);
-  copy_columns(qkv, N * H, k);
-  copy_columns(qkv, (N + n) * H, v);
-  prepare_heads(q, q_norm_H, eps, rstd, table, positions_T);
-  prepare_heads(k, k_norm_H, eps, rstd, table, positions_T);
+  split_heads_forward(qkv, q_norm_H, k_norm_H, eps, table, positions_T, q, k, v, rstd_TM);
   write_pages(k, v, slots_T, k_pages, v_pages);
   attend_paged(q, k_pages, v_pages, page_table_BM, cu_q_B1, lengths_B, scale, o);
   linear_forward(dense(o.pointer, Dtype::f32, {T, N * H}), out_panels, h_TD);

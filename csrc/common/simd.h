@@ -4,6 +4,7 @@
 // written, so that two functions that share a formula share its bits.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -49,6 +50,19 @@ inline void store_n(float* p, vf v, int n) {
   alignas(64) float lane[kLanes];
   store(lane, v);
   for (int i = 0; i < n; ++i) p[i] = lane[i];
+}
+
+// Calls f(i, live) for each vector of a row of n floats; `live` (1..16) lanes of it exist.
+template <typename F>
+inline void for_vectors(int64_t n, const F& f) {
+  for (int64_t i = 0; i < n; i += kLanes) f(i, static_cast<int>(std::min<int64_t>(kLanes, n - i)));
+}
+inline vf load_some(const float* p, int live) { return live == kLanes ? load(p) : load_n(p, live); }
+inline void store_some(float* p, vf v, int live) {
+  if (live == kLanes)
+    store(p, v);
+  else
+    store_n(p, v, live);
 }
 
 inline vf fma(vf a, vf b, vf c) {

@@ -138,12 +138,29 @@ void rows_backward(const Sizes& n, const Backward& p, int64_t first, int64_t las
   });
 }
 
+// Tiles of the two matrices of one expert, of at most `side` rows and columns.
+struct GradTiles {
+  int64_t side, across_up, across_down, up, both;
+  GradTiles(const Sizes& n, int64_t side)
+      : side(side),
+        across_up(ceil_div(n.D, side)),
+        across_down(ceil_div(n.I, side)),
+        up(ceil_div(2 * n.I, side) * across_up),
+        both(up + ceil_div(n.D, side) * across_down) {}
+};
+
+// As large as leaves every thread several, so that none idles long while another has the last one.
+GradTiles grad_tiles(const Sizes& n, int64_t experts) {
+  int64_t side = kGradTile;
+  while (side > kPanel && experts * GradTiles(n, side).both < 4 * threads()) side /= 2;
+  return GradTiles(n, side);
+}
+
 // Weight gradients of experts [first, last), from what rows_backward left: tiles of both matrices in one loop.
 template <typename Kind>
 void weight_grads(const Sizes& n, const Backward& p, int64_t first, int64_t last) {
   const int64_t wide = 2 * n.I, base = p.offsets_E1[first];
-  const int64_t across_up = ceil_div(n.D, kGradTile), across_down = ceil_div(n.I, kGradTile);
-  const int64_t up = ceil_div(wide, kGradTile) * across_up, both = up + ceil_div(n.D, kGradTile) * across_down;
+  const GradTiles tiles = grad_tiles(n, last - first);
   const auto x = [&](int64_t r) { return p.x_TD + p.token_R[r] * n.D; };
   const auto dy = [&](int64_t r) { return p.dy_TD + p.token_R[r] * n.D; };
   const auto act = [&](int64_t r) { return p.act_WI + (r - base) * n.I; };
@@ -153,18 +170,18 @@ void weight_grads(const Sizes& n, const Backward& p, int64_t first, int64_t last
                         int64_t width, float* dw) {
     const int64_t from = p.offsets_E1[e];
     weight_grad_tile<Kind>([&](int64_t r) { return left(from + r); }, [&](int64_t r) { return right(from + r); },
-                           p.offsets_E1[e + 1] - from, n0, std::min(height, n0 + kGradTile), k0,
-                           std::min(width, k0 + kGradTile), dw + e * height * width, width);
+                           p.offsets_E1[e + 1] - from, n0, std::min(height, n0 + tiles.side), k0,
+                           std::min(width, k0 + tiles.side), dw + e * height * width, width);
   };
-  parallel((last - first) * both, 1, [&](int64_t begin, int64_t end) {
+  parallel((last - first) * tiles.both, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t e = first + i / both, up_tile = i % both, down_tile = up_tile - up;
+      const int64_t e = first + i / tiles.both, up_tile = i % tiles.both, down_tile = up_tile - tiles.up;
       if (down_tile < 0)
-        tile(e, up_tile / across_up * kGradTile, up_tile % across_up * kGradTile, dhidden, wide, x, n.D,
+        tile(e, up_tile / tiles.across_up * tiles.side, up_tile % tiles.across_up * tiles.side, dhidden, wide, x, n.D,
              p.dgate_up_E_2I_D);
       else
-        tile(e, down_tile / across_down * kGradTile, down_tile % across_down * kGradTile, dy, n.D, act, n.I,
-             p.ddown_E_D_I);
+        tile(e, down_tile / tiles.across_down * tiles.side, down_tile % tiles.across_down * tiles.side, dy, n.D, act,
+             n.I, p.ddown_E_D_I);
     }
   });
 }

@@ -3,81 +3,88 @@
 #include <vector>
 
 #include "common/pool.h"
-#include "common/simd.h"
+#include "norm/row.h"
 
 namespace seedthink::ST_ISA {
 namespace {
 
-// sum of a[i] * b[i] in four chains of 16 lanes (a single one would wait for its own latency), added by a fixed tree: a
-// function of the row alone.
-float dot(const float* a, const float* b, int64_t n) {
-  vf acc[4] = {splat(0.f), splat(0.f), splat(0.f), splat(0.f)};
-  int64_t i = 0;
-  for (; i + 4 * kLanes <= n; i += 4 * kLanes)
-    for (int c = 0; c < 4; ++c) acc[c] = fma(load(a + i + c * kLanes), load(b + i + c * kLanes), acc[c]);
-  for (; i + kLanes <= n; i += kLanes) acc[0] = fma(load(a + i), load(b + i), acc[0]);
-  if (i < n) acc[1] = fma(load_n(a + i, n - i), load_n(b + i, n - i), acc[1]);
-  return sum((acc[0] + acc[1]) + (acc[2] + acc[3]));
-}
+// Rows of a block of the backward. The blocks' sums are added in order, so the weight's gradient does not depend on the
+// number of threads.
+constexpr int64_t kRows = 128;
 
-}  // namespace
-
-void rms_norm_forward(const View& x_TD, const View& weight_D, double eps, const View& y_TD, const View& rstd_T) {
+void forward(const View& x_TD, const View& delta_TD, const View& weight_D, double eps, const View& sum_TD,
+             const View& y_TD, const View& rstd_T) {
   const int64_t T = x_TD.size[0], D = x_TD.size[1];
   x_TD.check("x", Dtype::f32, {T, D});
   weight_D.check("weight", Dtype::f32, {D});
   y_TD.check("y", Dtype::f32, {T, D});
   rstd_T.check("rstd", Dtype::f32, {T});
-  const float* w = weight_D.as<float>();
+  if (delta_TD) {
+    delta_TD.check("delta", Dtype::f32, {T, D});
+    sum_TD.check("sum", Dtype::f32, {T, D});
+  }
   parallel(T, 1 + 32768 / (D + 1), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const float* x = x_TD.as<float>() + t * D;
-      float* y = y_TD.as<float>() + t * D;
-      const float rstd = 1.f / std::sqrt(dot(x, x, D) / static_cast<float>(D) + static_cast<float>(eps));
-      rstd_T.as<float>()[t] = rstd;
-      const vf r = splat(rstd);
-      int64_t i = 0;
-      for (; i + kLanes <= D; i += kLanes) store(y + i, load(x + i) * r * load(w + i));
-      if (i < D) store_n(y + i, load_n(x + i, D - i) * r * load_n(w + i, D - i), D - i);
+      if (delta_TD) {
+        const float* delta = delta_TD.as<float>() + t * D;
+        float* sum = sum_TD.as<float>() + t * D;
+        for_vectors(D, [&](int64_t i, int live) {
+          store_some(sum + i, load_some(x + i, live) + load_some(delta + i, live), live);
+        });
+        x = sum;
+      }
+      rstd_T.as<float>()[t] =
+          norm_row(x, weight_D.as<float>(), D, static_cast<float>(eps), y_TD.as<float>() + t * D);
     }
   });
 }
 
-void rms_norm_backward(const View& dy_TD, const View& x_TD, const View& weight_D, const View& rstd_T, const View& dx_TD,
-                       const View& dweight_D) {
+void backward(const View& dsum_TD, const View& dy_TD, const View& x_TD, const View& weight_D, const View& rstd_T,
+              const View& dx_TD, const View& dweight_D) {
   const int64_t T = x_TD.size[0], D = x_TD.size[1];
   x_TD.check("x", Dtype::f32, {T, D});
   dy_TD.check("dy", Dtype::f32, {T, D});
+  if (dsum_TD) dsum_TD.check("dsum", Dtype::f32, {T, D});
   weight_D.check("weight", Dtype::f32, {D});
   rstd_T.check("rstd", Dtype::f32, {T});
   dx_TD.check("dx", Dtype::f32, {T, D});
   dweight_D.check("dweight", Dtype::f32, {D});
-  // Rows are cut into blocks of a size that depends on T alone, and the blocks' sums are added in order: the weight's
-  // gradient does not depend on the number of threads.
-  constexpr int64_t kRows = 128;
   const int64_t blocks = (T + kRows - 1) / kRows;
   std::vector<float> partial(blocks * D, 0.f);
-  const float* w = weight_D.as<float>();
   parallel(blocks, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> wdy(D);
-    for (int64_t block = begin; block < end; ++block) {
-      float* dw = partial.data() + block * D;
-      for (int64_t t = block * kRows; t < T && t < (block + 1) * kRows; ++t) {
-        const float* x = x_TD.as<float>() + t * D;
-        const float* dy = dy_TD.as<float>() + t * D;
-        float* dx = dx_TD.as<float>() + t * D;
-        const float rstd = rstd_T.as<float>()[t];
-        for (int64_t i = 0; i < D; ++i) wdy[i] = dy[i] * w[i];
-        const float mean = dot(wdy.data(), x, D) * rstd * rstd * rstd / static_cast<float>(D);
-        for (int64_t i = 0; i < D; ++i) dx[i] = wdy[i] * rstd - x[i] * mean;
-        for (int64_t i = 0; i < D; ++i) dw[i] += dy[i] * x[i] * rstd;
-      }
-    }
+    for (int64_t t = begin * kRows; t < std::min(T, end * kRows); ++t)
+      norm_row_backward(dy_TD.as<float>() + t * D, x_TD.as<float>() + t * D, weight_D.as<float>(),
+                        rstd_T.as<float>()[t], D, dsum_TD ? dsum_TD.as<float>() + t * D : nullptr,
+                        dx_TD.as<float>() + t * D, partial.data() + t / kRows * D);
   });
   float* dw = dweight_D.as<float>();
-  for (int64_t i = 0; i < D; ++i) dw[i] = 0.f;
+  std::fill(dw, dw + D, 0.f);
   for (int64_t block = 0; block < blocks; ++block)
     for (int64_t i = 0; i < D; ++i) dw[i] += partial[block * D + i];
+}
+
+}  // namespace
+
+void rms_norm_forward(const View& x_TD, const View& weight_D, double eps, const View& y_TD, const View& rstd_T) {
+  forward(x_TD, View{}, weight_D, eps, View{}, y_TD, rstd_T);
+}
+
+void rms_norm_backward(const View& dy_TD, const View& x_TD, const View& weight_D, const View& rstd_T, const View& dx_TD,
+                       const View& dweight_D) {
+  backward(View{}, dy_TD, x_TD, weight_D, rstd_T, dx_TD, dweight_D);
+}
+
+void add_rms_norm_forward(const View& x_TD, const View& delta_TD, const View& weight_D, double eps, const View& sum_TD,
+                          const View& y_TD, const View& rstd_T) {
+  delta_TD.check("delta", Dtype::f32, {-1, -1});
+  forward(x_TD, delta_TD, weight_D, eps, sum_TD, y_TD, rstd_T);
+}
+
+void add_rms_norm_backward(const View& dsum_TD, const View& dy_TD, const View& sum_TD, const View& weight_D,
+                           const View& rstd_T, const View& dx_TD, const View& dweight_D) {
+  dsum_TD.check("dsum", Dtype::f32, {-1, -1});
+  backward(dsum_TD, dy_TD, sum_TD, weight_D, rstd_T, dx_TD, dweight_D);
 }
 
 }  // namespace seedthink::ST_ISA

@@ -110,6 +110,8 @@ class Engine:
 
     def score(self, scored: Sequence[Scored]) -> list[Valued]:
         """Critic values, proximal and reference log-probs of each response token, where the settings ask for them."""
+        if self.critic is None and self.reference is None and not self.settings.recompute:
+            return [Valued(item, _EMPTY, _EMPTY, _EMPTY) for item in scored]
         batch, spans = scoring_batch(scored, self.settings.micro_batch_tokens)
         value_T = proximal_T = reference_T = None
         if self.critic is not None:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from seedthink.kernels.activation import swiglu
 from seedthink.kernels.block import PagedBatch, attention_step, dense_step, sparse_step
+from seedthink.kernels.heads import split_heads
 from seedthink.kernels.linear import linear
 from seedthink.kernels.moe import experts, route
-from seedthink.kernels.norm import rms_norm
-from seedthink.kernels.rope import rope
+from seedthink.kernels.norm import add_rms_norm, rms_norm
 from seedthink.models.config import ModelConfig
 from seedthink.models.context import Context
 
@@ -32,23 +32,18 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, compute: torch.dtype) -> None:
         super().__init__()
         heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
-        self.layer, self.compute, self.eps, self.head_dim = layer, compute, config.rms_norm_eps, width
-        self.q_shape, self.kv_shape = (-1, heads, width), (-1, kv_heads, width)
-        self.widths = (heads * width, kv_heads * width, kv_heads * width)
-        self.qkv_weight = empty(sum(self.widths), config.hidden_size)
+        self.layer, self.compute, self.eps, self.counts = layer, compute, config.rms_norm_eps, (heads, kv_heads)
+        self.qkv_weight = empty((heads + 2 * kv_heads) * width, config.hidden_size)
         self.q_norm_H, self.k_norm_H = empty(width), empty(width)
         self.out_weight = empty(config.hidden_size, heads * width)
 
     def forward(self, x_TD: Tensor, table: Tensor, context: Context) -> Tensor:
         """x_TD -> y_TD; `table` is the rotary table, `context` knows the keys and values of earlier tokens."""
-        q, k, v = linear(x_TD, self.qkv_weight, self.compute).split(self.widths, -1)
-        q = rms_norm(q.contiguous().view(-1, self.head_dim), self.q_norm_H, self.eps)
-        k = rms_norm(k.contiguous().view(-1, self.head_dim), self.k_norm_H, self.eps)
-        positions_T = context.positions_T
-        q_TNH = rope(q.view(self.q_shape), table, positions_T)
-        k_TnH = rope(k.view(self.kv_shape), table, positions_T)
-        o_TNH = context.attend(self.layer, q_TNH, k_TnH, v.contiguous().view(self.kv_shape))
-        return linear(o_TNH.view(-1, self.widths[0]), self.out_weight, self.compute)
+        qkv_TX = linear(x_TD, self.qkv_weight, self.compute)
+        norms = self.q_norm_H, self.k_norm_H
+        q_TNH, k_TnH, v_TnH = split_heads(qkv_TX, *norms, self.eps, table, context.positions_T, *self.counts)
+        o_TNH = context.attend(self.layer, q_TNH, k_TnH, v_TnH)
+        return linear(o_TNH.view(-1, self.out_weight.shape[1]), self.out_weight, self.compute)
 
     def advance(self, x_TD: Tensor, norm_D: Tensor, table: Tensor, batch: PagedBatch) -> None:
         """x_TD += forward(norm(x_TD)), keys and values in pages; no autograd."""
@@ -111,10 +106,18 @@ class Block(nn.Module):
         self.attention = Attention(config, layer, compute)
         self.mlp = SparseMoE(config, layer, compute) if config.is_sparse(layer) else DenseMLP(config, compute)
 
-    def forward(self, x_TD: Tensor, table: Tensor, context: Context) -> Tensor:
-        """x_TD -> y_TD, the residual stream after this block."""
-        x_TD = x_TD + self.attention(rms_norm(x_TD, self.attention_norm_D, self.eps), table, context)
-        return x_TD + self.mlp(rms_norm(x_TD, self.mlp_norm_D, self.eps), context)
+    def forward(self, x_TD: Tensor, delta_TD: Tensor | None, table: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """The residual stream comes and goes as (x, what is still to be added to it): adding belongs to the next norm.
+
+        `delta_TD` None: x is whole.
+        """
+        if delta_TD is None:
+            normed_TD = rms_norm(x_TD, self.attention_norm_D, self.eps)
+        else:
+            x_TD, normed_TD = add_rms_norm(x_TD, delta_TD, self.attention_norm_D, self.eps)
+        delta_TD = self.attention(normed_TD, table, context)
+        x_TD, normed_TD = add_rms_norm(x_TD, delta_TD, self.mlp_norm_D, self.eps)
+        return x_TD, self.mlp(normed_TD, context)
 
     def advance(self, x_TD: Tensor, table: Tensor, batch: PagedBatch) -> None:
         """`forward` for generation: x_TD in place, one native call for each half."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from seedthink.kernels.block import PagedBatch
 from seedthink.kernels.linear import linear
-from seedthink.kernels.norm import rms_norm
+from seedthink.kernels.norm import add_rms_norm, rms_norm
 from seedthink.kernels.rope import rope_table
 from seedthink.models.config import ModelConfig
 from seedthink.models.context import Context
@@ -57,11 +57,12 @@ class Transformer(nn.Module):
 
     def forward(self, tokens_T: Tensor, context: Context) -> Tensor:
         """int64 tokens_T -> float32 hidden_TD after the final norm; positions must be below max_position_embeddings."""
-        hidden_TD = F.embedding(tokens_T, self.embed_VD)
+        hidden_TD, delta_TD = F.embedding(tokens_T, self.embed_VD), None
         table = self.table
         for block in self.blocks:
-            hidden_TD = block(hidden_TD, table, context)
-        return rms_norm(hidden_TD, self.norm_D, self.eps)
+            hidden_TD, delta_TD = block(hidden_TD, delta_TD, table, context)
+        assert delta_TD is not None, "a model has at least one block"
+        return add_rms_norm(hidden_TD, delta_TD, self.norm_D, self.eps)[1]
 
     @torch.inference_mode()
     def advance(self, tokens_T: Tensor, batch: PagedBatch) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from seedthink import _C
-from seedthink.kernels.norm import reference_rms_norm, rms_norm
+from seedthink.kernels.norm import add_rms_norm, reference_rms_norm, rms_norm
 
 
 def test_a_row_of_equal_numbers_becomes_the_weight() -> None:
@@ -61,3 +61,36 @@ def test_bad_arguments_are_named() -> None:
 def test_the_operator_is_registered_soundly() -> None:
     x, weight = torch.randn(3, 20, requires_grad=True), torch.randn(20, requires_grad=True)
     torch.library.opcheck(torch.ops.seedthink.rms_norm.default, (x, weight, 1e-6))
+    torch.library.opcheck(torch.ops.seedthink.add_rms_norm.default, (x, torch.randn(3, 20), weight, 1e-6))
+
+
+def residual(width: int) -> list[torch.Tensor]:
+    """x, delta and weight."""
+    torch.manual_seed(width)
+    return [torch.randn(300, width), torch.randn(300, width), torch.randn(width)]
+
+
+@pytest.mark.parametrize("width", [1, 70, 256])
+def test_sum_and_norm_have_the_bits_of_the_two_operations_and_so_have_their_gradients(width: int) -> None:
+    fused, apart = ([x.clone().requires_grad_() for x in residual(width)] for _ in range(2))
+    total, normed = add_rms_norm(*fused, 1e-6)
+    sum_apart = apart[0] + apart[1]
+    assert torch.equal(total, sum_apart)
+    assert torch.equal(normed, rms_norm(sum_apart, apart[2], 1e-6))
+    (total.sin() + normed.cos()).sum().backward()
+    (sum_apart.sin() + rms_norm(sum_apart, apart[2], 1e-6).cos()).sum().backward()
+    for ours, other in zip(fused, apart, strict=True):
+        assert torch.equal(ours.grad, other.grad)
+
+
+def test_either_result_may_go_unused() -> None:
+    for used in (0, 1):
+        x, delta, weight = (each.requires_grad_() for each in residual(20))
+        add_rms_norm(x, delta, weight, 1e-6)[used].sum().backward()
+        assert torch.equal(x.grad, delta.grad) and (x.grad != 0).any()
+        assert (weight.grad is not None) == (used == 1)
+
+
+def test_a_sum_of_two_shapes_is_refused() -> None:
+    with pytest.raises(ValueError, match="delta: dimension 0 is 3, expected 2"):
+        add_rms_norm(torch.zeros(2, 4), torch.zeros(3, 4), torch.zeros(4), 1e-6)

@@ -1,0 +1,98 @@
+#include "heads/heads.h"
+
+#include <cstring>
+#include <vector>
+
+#include "common/pool.h"
+#include "norm/row.h"
+#include "rope/rope.h"
+#include "rope/row.h"
+
+namespace seedthink::ST_ISA {
+namespace {
+
+// Tokens of a block of the backward. The blocks' sums are added in order, so the weights' gradients do not depend on
+// the number of threads.
+constexpr int64_t kTokens = 32;
+
+struct Sizes {
+  int64_t T, N, n, H, M, wide;  // M query and key heads, `wide` floats per token in qkv
+};
+
+Sizes check(const View& q_TNH, const View& k_TnH, const View& v_TnH, const View& qkv_TX, const View& q_norm_H,
+            const View& k_norm_H, const View& rstd_TM, const View& table, const View& positions_T) {
+  q_TNH.check("q", Dtype::f32, {-1, -1, -1});
+  k_TnH.check("k", Dtype::f32, {-1, -1, -1});
+  const int64_t T = q_TNH.size[0], N = q_TNH.size[1], H = q_TNH.size[2], n = k_TnH.size[1], M = N + n;
+  k_TnH.check("k", Dtype::f32, {T, n, H});
+  v_TnH.check("v", Dtype::f32, {T, n, H});
+  qkv_TX.check("qkv", Dtype::f32, {T, (M + n) * H});
+  q_norm_H.check("q_norm", Dtype::f32, {H});
+  k_norm_H.check("k_norm", Dtype::f32, {H});
+  rstd_TM.check("rstd", Dtype::f32, {T, M});
+  check_positions(table, positions_T, T, H);
+  return {T, N, n, H, M, (M + n) * H};
+}
+
+// Head m of token t among the queries, or the keys that follow them.
+float* head(const Sizes& z, const View& q, const View& k, int64_t t, int64_t m) {
+  return m < z.N ? q.as<float>() + (t * z.N + m) * z.H : k.as<float>() + (t * z.n + m - z.N) * z.H;
+}
+
+}  // namespace
+
+void split_heads_forward(const View& qkv_TX, const View& q_norm_H, const View& k_norm_H, double eps, const View& table,
+                         const View& positions_T, const View& q_TNH, const View& k_TnH, const View& v_TnH,
+                         const View& rstd_TM) {
+  const Sizes z = check(q_TNH, k_TnH, v_TnH, qkv_TX, q_norm_H, k_norm_H, rstd_TM, table, positions_T);
+  parallel(z.T, 1 + 8192 / (z.wide + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const float* from = qkv_TX.as<float>() + t * z.wide;
+      const float* angle = table.as<float>() + positions_T.as<int32_t>()[t] * z.H;
+      for (int64_t m = 0; m < z.M; ++m) {
+        float* to = head(z, q_TNH, k_TnH, t, m);
+        const float* weight = m < z.N ? q_norm_H.as<float>() : k_norm_H.as<float>();
+        rstd_TM.as<float>()[t * z.M + m] = norm_row(from + m * z.H, weight, z.H, static_cast<float>(eps), to);
+        turn_row(to, angle, z.H / 2, false, to);
+      }
+      std::memcpy(v_TnH.as<float>() + t * z.n * z.H, from + z.M * z.H, z.n * z.H * sizeof(float));
+    }
+  });
+}
+
+void split_heads_backward(const View& dq_TNH, const View& dk_TnH, const View& dv_TnH, const View& qkv_TX,
+                          const View& q_norm_H, const View& k_norm_H, const View& rstd_TM, const View& table,
+                          const View& positions_T, const View& dqkv_TX, const View& dq_norm_H, const View& dk_norm_H) {
+  const Sizes z = check(dq_TNH, dk_TnH, dv_TnH, qkv_TX, q_norm_H, k_norm_H, rstd_TM, table, positions_T);
+  dqkv_TX.check("dqkv", Dtype::f32, {z.T, z.wide});
+  dq_norm_H.check("dq_norm", Dtype::f32, {z.H});
+  dk_norm_H.check("dk_norm", Dtype::f32, {z.H});
+  const int64_t blocks = (z.T + kTokens - 1) / kTokens;
+  std::vector<float> partial(blocks * 2 * z.H, 0.f);
+  parallel(blocks, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> turned(z.H);
+    for (int64_t t = begin * kTokens; t < std::min(z.T, end * kTokens); ++t) {
+      const float* x = qkv_TX.as<float>() + t * z.wide;
+      float* dx = dqkv_TX.as<float>() + t * z.wide;
+      const float* angle = table.as<float>() + positions_T.as<int32_t>()[t] * z.H;
+      for (int64_t m = 0; m < z.M; ++m) {
+        const bool query = m < z.N;
+        turn_row(head(z, dq_TNH, dk_TnH, t, m), angle, z.H / 2, true, turned.data());
+        norm_row_backward(turned.data(), x + m * z.H, query ? q_norm_H.as<float>() : k_norm_H.as<float>(),
+                          rstd_TM.as<float>()[t * z.M + m], z.H, nullptr, dx + m * z.H,
+                          partial.data() + (2 * (t / kTokens) + !query) * z.H);
+      }
+      std::memcpy(dx + z.M * z.H, dv_TnH.as<float>() + t * z.n * z.H, z.n * z.H * sizeof(float));
+    }
+  });
+  float *dq_norm = dq_norm_H.as<float>(), *dk_norm = dk_norm_H.as<float>();
+  std::fill(dq_norm, dq_norm + z.H, 0.f);
+  std::fill(dk_norm, dk_norm + z.H, 0.f);
+  for (int64_t block = 0; block < blocks; ++block)
+    for (int64_t i = 0; i < z.H; ++i) {
+      dq_norm[i] += partial[2 * block * z.H + i];
+      dk_norm[i] += partial[(2 * block + 1) * z.H + i];
+    }
+}
+
+}  // namespace seedthink::ST_ISA
