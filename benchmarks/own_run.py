@@ -1,29 +1,27 @@
 """GRPO with seedthink on the task of `rl_task`, a step at a time.
 
-The loop is the one that `seedthink rl --controller.kind local` runs. Each step waits for a line on standard input and
+The run is the one that `seedthink rl --controller.kind local` makes. Each step waits for a line on standard input and
 reports one line of JSON to the file descriptor `--report`, as `trl_run.py --turns` does, so that the two take turns.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from rl_task import write_prompts
 
 from seedthink.config.commands import RlConfig
 from seedthink.config.loader import load
-from seedthink.controller.loop import RlJob, train
-from seedthink.controller.run import rl_engine_settings
-from seedthink.controller.session import open_session, view, workers
-from seedthink.controller.sources import training_prompts
+from seedthink.controller import loop
+from seedthink.controller.run import run_rl
 
 
 def settings(options: argparse.Namespace, folder: Path) -> RlConfig:
@@ -51,17 +49,21 @@ def settings(options: argparse.Namespace, folder: Path) -> RlConfig:
     )
 
 
-def step(job: RlJob, engine: Any) -> dict[str, float]:
-    """One more step of the loop, and where its time went."""
-    generator = engine.workers[0].generator
-    computed, processor, began = generator.stats.computed_tokens, time.process_time(), time.perf_counter()
-    job.config = replace(job.config, run=replace(job.config.run, steps=job.step + 1))
-    train(job)
-    spent = {"seconds": time.perf_counter() - began, "processor_seconds": time.process_time() - processor}
-    named = {"generate_seconds": "gen", "learn_seconds": "update_actor", "reward_seconds": "reward"}
-    spent |= {name: job.last[f"timing_s/{stage}"] for name, stage in named.items()}
-    gap = job.last["rollout/logp_gap_max"]
-    return spent | {"computed_tokens": generator.stats.computed_tokens - computed, "logp_gap_max": gap}
+def turns(job: loop.RlJob, report: int) -> Iterator[int]:
+    """In place of `loop.remaining_steps`: waits for each step's turn, and reports where its time went."""
+    generator = job.engine.workers[0].generator  # type: ignore[attr-defined]
+    for step in itertools.count(1):
+        if not sys.stdin.readline():
+            return
+        computed, processor, began = generator.stats.computed_tokens, time.process_time(), time.perf_counter()
+        job.session.run.events.step = step
+        yield step
+        spent = {"seconds": time.perf_counter() - began, "processor_seconds": time.process_time() - processor}
+        named = {"generate_seconds": "gen", "learn_seconds": "update_actor", "reward_seconds": "reward"}
+        spent |= {name: job.last[f"timing_s/{stage}"] for name, stage in named.items()}
+        spent["computed_tokens"] = generator.stats.computed_tokens - computed
+        spent["logp_gap_max"] = job.last["rollout/logp_gap_max"]
+        os.write(report, (json.dumps(spent) + "\n").encode())
 
 
 def main() -> None:
@@ -75,23 +77,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--report", type=int, default=1)
     options = parser.parse_args()
+    loop.remaining_steps = lambda job: turns(job, options.report)
     with tempfile.TemporaryDirectory() as folder:
-        config = settings(options, Path(folder))
-        with (
-            open_session(config, "rl", options.model) as session,
-            workers(
-                config.controller,
-                rl_engine_settings(config),
-                config.algorithm,
-                logs=session.run.logs,
-                threads=config.model.threads,
-            ) as engine,
-            view(session, "rl", 0) as terminal,
-        ):
-            prompts = training_prompts(config.data, session.tokenizer, config.run.seed, [])
-            job = RlJob(config, session, engine, prompts, [], terminal)
-            while sys.stdin.readline():
-                os.write(options.report, (json.dumps(step(job, engine)) + "\n").encode())
+        run_rl(settings(options, Path(folder)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The task of the RL benchmarks: a random Qwen3-MoE, a tokenizer of numbered words and prompts of a fixed length.
 
-Answers never end early on either side: the end-of-sequence token's id lies beyond what the model can sample, so nobody
-pays for suppressing it and every answer has as many tokens as it may.
+Answers never end early on either side, and nobody pays for suppressing a token: model and tokenizer name no token that
+ends a sequence, and the one that TRL insists on has an id beyond what the model can draw.
 """
 
 from __future__ import annotations
@@ -77,6 +77,6 @@ def _write_tokenizer(folder: Path) -> None:
     backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     backend.add_special_tokens([END, PAD])
     (folder / "tokenizer.json").write_text(backend.to_str())
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "pad_token": PAD}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     (folder / "chat_template.jinja").write_text("{{ messages[-1].content }}")

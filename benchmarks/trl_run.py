@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from even_reward import score_all
-from rl_task import prompts
+from rl_task import END, PAD, prompts
 from torch.profiler import profile
 from transformers import AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -138,7 +138,7 @@ def build(options: argparse.Namespace, folder: str) -> TimedTrainer:
         reward_funcs=score_all,
         args=settings,
         train_dataset=Dataset.from_list([{"prompt": text} for text in prompts(options.prompt_tokens)]),
-        processing_class=AutoTokenizer.from_pretrained(options.model),
+        processing_class=AutoTokenizer.from_pretrained(options.model, eos_token=END, pad_token=PAD),
     )
 
 
