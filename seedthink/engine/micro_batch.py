@@ -1,7 +1,7 @@
 """A `Batch` cut into micro-batches of tensors, which is what forward, loss and backward see.
 
 Every array keeps the convention of `types.Batch`: entry t speaks about predicting `tokens_T[t]`, so the hidden state
-that predicts it stands at t - 1 of the same sequence. Only rows with mask 1 reach the head: a prompt costs no logits.
+that predicts it is that of t - 1 of the same sequence. Only rows with mask 1 reach the head: a prompt costs no logits.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from seedthink.engine.rows import Rows, rows_of
 from seedthink.types import Batch, Scored
 
 _PER_TOKEN = ("mask_T", "logprob_T", "proximal_T", "reference_T", "advantage_T", "return_T", "value_T", "positive_T")
@@ -21,12 +22,14 @@ _PER_TOKEN = ("mask_T", "logprob_T", "proximal_T", "reference_T", "advantage_T",
 class MicroBatch:
     """Some sequences of a batch. Float arrays are float32 of shape [T] unless named otherwise; counts are global.
 
-    `predicted_R` int64 lists the positions t with mask 1; `logprob_T` of a network is scattered back to [T] with zeros
-    elsewhere. An optional array that the algorithm did not fill is empty in the `Batch` and empty here.
+    `rows` are what a network computes of it. `predicted_R` int64 lists the positions t with mask 1; `logprob_T` of a
+    network is scattered back to [T] with zeros elsewhere. An optional array that the algorithm did not fill is empty in
+    the `Batch` and empty here.
     """
 
     tokens_T: torch.Tensor
     cu_seqlens_B1: torch.Tensor
+    rows: Rows
     predicted_R: torch.Tensor
     mask_T: torch.Tensor
     logprob_T: torch.Tensor
@@ -57,10 +60,12 @@ def micro_batches(batch: Batch) -> Iterator[MicroBatch]:
 
 def _slice(batch: Batch, first: int, last: int) -> MicroBatch:
     begin, end = int(batch.cu_seqlens[first]), int(batch.cu_seqlens[last])
+    bounds_B1 = (batch.cu_seqlens[first : last + 1] - begin).astype(np.int32)
     arrays = {name: _tensor(getattr(batch, name)[begin:end]) for name in _PER_TOKEN}
     return MicroBatch(
         tokens_T=torch.from_numpy(batch.tokens_T[begin:end].astype(np.int64)),
-        cu_seqlens_B1=torch.from_numpy((batch.cu_seqlens[first : last + 1] - begin).astype(np.int32)),
+        cu_seqlens_B1=torch.from_numpy(bounds_B1),
+        rows=rows_of(batch.tokens_T[begin:end], bounds_B1, batch.mask_T[begin:end]),
         predicted_R=torch.from_numpy(np.nonzero(batch.mask_T[begin:end] > 0)[0]),
         sequence_weight_B=_tensor(batch.sequence_weight_B[first:last]),
         global_tokens=batch.global_tokens,

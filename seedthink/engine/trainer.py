@@ -35,9 +35,8 @@ Loss = Callable[..., tuple[torch.Tensor, Mapping[str, Metric]]]
 
 def policy_forward(model: Transformer, batch: MicroBatch, temperature: float = 1.0) -> Outputs:
     """(logprob_T, entropy_T) of the predicted tokens, zeros elsewhere."""
-    context = PackedContext(batch.cu_seqlens_B1, model.compute, model.config.head_dim**-0.5)
-    hidden_TD = model(batch.tokens_T, context)
-    rows_RD = hidden_TD.index_select(0, batch.predicted_R - 1)
+    hidden_UD = model(batch.rows.tokens_U, context_of(model, batch))
+    rows_RD = hidden_UD.index_select(0, batch.rows.source_R)
     targets_R = batch.tokens_T.index_select(0, batch.predicted_R)
     logprob_R, entropy_R = linear_logprob(rows_RD, model.head_VD, targets_R, temperature, model.compute)
     return batch.scatter(logprob_R), batch.scatter(entropy_R)
@@ -45,9 +44,14 @@ def policy_forward(model: Transformer, batch: MicroBatch, temperature: float = 1
 
 def value_forward(model: ValueModel, batch: MicroBatch) -> Outputs:
     """(value_T,): the critic's value of the state before each predicted token, zeros elsewhere."""
-    context = PackedContext(batch.cu_seqlens_B1, model.compute, model.config.head_dim**-0.5)
-    value_T = model(batch.tokens_T, context)
-    return (batch.scatter(value_T.index_select(0, batch.predicted_R - 1)),)
+    value_U = model(batch.rows.tokens_U, context_of(model, batch))
+    return (batch.scatter(value_U.index_select(0, batch.rows.source_R)),)
+
+
+def context_of(model: Transformer | ValueModel, batch: MicroBatch) -> PackedContext:
+    """How a network's rows stand to each other."""
+    rows, scale = batch.rows, model.config.head_dim**-0.5
+    return PackedContext(rows.cu_seqlens_S1, model.compute, scale, rows.prefix_S)
 
 
 @torch.no_grad()
