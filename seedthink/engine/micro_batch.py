@@ -22,14 +22,12 @@ _PER_TOKEN = ("mask_T", "logprob_T", "proximal_T", "reference_T", "advantage_T",
 class MicroBatch:
     """Some sequences of a batch. Float arrays are float32 of shape [T] unless named otherwise; counts are global.
 
-    `rows` are what a network computes of it. `predicted_R` int64 lists the positions t with mask 1; `logprob_T` of a
-    network is scattered back to [T] with zeros elsewhere. An optional array that the algorithm did not fill is empty in
-    the `Batch` and empty here.
+    `predicted_R` int64 lists the positions t with mask 1; `logprob_T` of a network is scattered back to [T] with zeros
+    elsewhere. An optional array that the algorithm did not fill is empty in the `Batch` and empty here.
     """
 
     tokens_T: torch.Tensor
     cu_seqlens_B1: torch.Tensor
-    rows: Rows
     predicted_R: torch.Tensor
     mask_T: torch.Tensor
     logprob_T: torch.Tensor
@@ -43,6 +41,10 @@ class MicroBatch:
     global_tokens: float
     global_sequences: float
     global_positive_tokens: float
+
+    def rows(self) -> Rows:
+        """What a network computes of it."""
+        return rows_of(self.tokens_T.numpy(), self.cu_seqlens_B1.numpy(), self.mask_T.numpy())
 
     def scatter(self, rows_R: torch.Tensor) -> torch.Tensor:
         """Values of the predicted rows at their places in [T], zeros elsewhere; differentiable."""
@@ -60,12 +62,10 @@ def micro_batches(batch: Batch) -> Iterator[MicroBatch]:
 
 def _slice(batch: Batch, first: int, last: int) -> MicroBatch:
     begin, end = int(batch.cu_seqlens[first]), int(batch.cu_seqlens[last])
-    bounds_B1 = (batch.cu_seqlens[first : last + 1] - begin).astype(np.int32)
     arrays = {name: _tensor(getattr(batch, name)[begin:end]) for name in _PER_TOKEN}
     return MicroBatch(
         tokens_T=torch.from_numpy(batch.tokens_T[begin:end].astype(np.int64)),
-        cu_seqlens_B1=torch.from_numpy(bounds_B1),
-        rows=rows_of(batch.tokens_T[begin:end], bounds_B1, batch.mask_T[begin:end]),
+        cu_seqlens_B1=torch.from_numpy((batch.cu_seqlens[first : last + 1] - begin).astype(np.int32)),
         predicted_R=torch.from_numpy(np.nonzero(batch.mask_T[begin:end] > 0)[0]),
         sequence_weight_B=_tensor(batch.sequence_weight_B[first:last]),
         global_tokens=batch.global_tokens,

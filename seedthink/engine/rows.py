@@ -10,14 +10,17 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from seedthink.types import Float32, Int32
+    from seedthink.types import Float32
+
+Ints = npt.NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ class Rows:
     source_R: Tensor
 
 
-def rows_of(tokens_T: Int32, cu_seqlens_B1: Int32, mask_T: Float32) -> Rows:
+def rows_of(tokens_T: Ints, cu_seqlens_B1: Ints, mask_T: Float32) -> Rows:
     """Rows for packed sequences, of which the tokens with mask 1 are predicted, never a sequence's first."""
     pieces, prefixes, row_T = _Pieces(), [], np.zeros(len(tokens_T), np.int64)
     bounds = list(pairwise(cu_seqlens_B1.tolist()))
@@ -52,7 +55,7 @@ def rows_of(tokens_T: Int32, cu_seqlens_B1: Int32, mask_T: Float32) -> Rows:
         first = pieces.starts[pieces.add(tokens_T[begin + shared : end - 1])]
         row_T[begin + shared : end - 1] = np.arange(first, first + end - 1 - begin - shared)
     return Rows(
-        tokens_U=torch.from_numpy(pieces.tokens().astype(np.int64)),
+        tokens_U=torch.from_numpy(pieces.tokens()),
         cu_seqlens_S1=torch.tensor(pieces.starts, dtype=torch.int32),
         prefix_S=torch.tensor(prefixes, dtype=torch.int32),
         source_R=torch.from_numpy(row_T[np.flatnonzero(mask_T > 0) - 1]),
@@ -64,20 +67,20 @@ class _Pieces:
 
     def __init__(self) -> None:
         self.starts = [0]
-        self._runs: list[Int32] = []
+        self._runs: list[Ints] = []
 
-    def add(self, tokens_T: Int32) -> int:
+    def add(self, tokens_T: Ints) -> int:
         """Appends a run and returns its number."""
         self._runs.append(tokens_T)
         self.starts.append(self.starts[-1] + len(tokens_T))
         return len(self._runs) - 1
 
-    def tokens(self) -> Int32:
+    def tokens(self) -> npt.NDArray[np.int64]:
         """All of them."""
-        return np.concatenate([np.zeros(0, np.int32), *self._runs])
+        return np.concatenate([np.zeros(0, np.int64), *self._runs])
 
 
-def _prompt(tokens_T: Int32, mask_T: Float32) -> bytes:
+def _prompt(tokens_T: Ints, mask_T: Float32) -> bytes:
     """The tokens before the first predicted one; nothing where none is predicted."""
     predicted = np.flatnonzero(mask_T > 0)
     return tokens_T[: predicted[0]].tobytes() if len(predicted) else b""

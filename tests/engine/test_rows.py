@@ -69,7 +69,7 @@ def test_log_probs_behind_a_shared_prompt_have_the_bits_of_a_sequence_alone(comp
     model, sequences, masks = group(compute)
     (together,) = micro_batches(unlabelled_batch(sequences, masks, 1000, 65.0, 5.0))
     apart = micro_batches(unlabelled_batch(sequences, masks, 1, 65.0, 5.0))
-    assert len(together.rows.tokens_U) == 19 + 7 + 65 - 5
+    assert len(together.rows().tokens_U) == 19 + 7 + 65 - 5
     with torch.no_grad():
         shared_T = policy_forward(model, together)[0]
         assert torch.equal(shared_T, torch.cat([policy_forward(model, each)[0] for each in apart]))
