@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rl_task import write_prompts
 
@@ -51,17 +52,23 @@ def settings(options: argparse.Namespace, folder: Path) -> RlConfig:
 
 def turns(job: loop.RlJob, report: int) -> Iterator[int]:
     """In place of `loop.remaining_steps`: waits for each step's turn, and reports where its time went."""
-    generator = job.engine.workers[0].generator  # type: ignore[attr-defined]
+    engine, learned = job.engine.workers[0], [0]  # type: ignore[attr-defined]
+    generator = engine.generator
+
+    def count(_: object, arguments: tuple[Any, ...]) -> None:
+        learned[0] += len(arguments[0])
+
+    engine.policy.module.register_forward_pre_hook(count)
     for step in itertools.count(1):
         if not sys.stdin.readline():
             return
         computed, processor, began = generator.stats.computed_tokens, time.process_time(), time.perf_counter()
-        job.session.run.events.step = step
+        job.session.run.events.step, learned[0] = step, 0
         yield step
         spent = {"seconds": time.perf_counter() - began, "processor_seconds": time.process_time() - processor}
         named = {"generate_seconds": "gen", "learn_seconds": "update_actor", "reward_seconds": "reward"}
         spent |= {name: job.last[f"timing_s/{stage}"] for name, stage in named.items()}
-        spent["computed_tokens"] = generator.stats.computed_tokens - computed
+        spent["generation_tokens"], spent["learning_tokens"] = generator.stats.computed_tokens - computed, learned[0]
         spent["logp_gap_max"] = job.last["rollout/logp_gap_max"]
         os.write(report, (json.dumps(spent) + "\n").encode())
 

@@ -6,7 +6,7 @@ cannot be drawn), the reward a function of the token ids. GRPO without a referen
 threads. Ours is the training loop in one process. TRL generates with transformers, in its fastest settings for this
 model on a CPU (see `trl_run.py`; `--peer-settings` tries others): weights and products in float32, the same under
 autocast to bfloat16, and weights in bfloat16. "float32" compares float32 with float32, "bfloat16" ours with the fastest
-of the three. FLOPs are those of the matrix products that the step needs (`products.py`).
+of the three. FLOPs are those of the matrix products that a side computes (`products.py`).
 Run: `python benchmarks/rl_step.py`.
 """
 
@@ -62,10 +62,11 @@ def timed_turn(side: Contestant, patience: float) -> dict[str, Any]:
 
 
 def work(turn: dict[str, Any]) -> int:
-    """FLOPs of a side's step. TRL computes each copy of a prompt; we compute a prompt once per group."""
+    """FLOPs of a side's step. TRL computes each copy of a prompt; we say how many tokens we ran through the model."""
     config, answers = ModelConfig(**MIDDLE), ROLLOUTS * NEW
-    computed = turn.get("computed_tokens", ROLLOUTS * (PROMPT + NEW - 1))
-    return generation_flops(config, computed, answers) + learning_flops(config, ROLLOUTS * (PROMPT + NEW), answers)
+    generated = turn.get("generation_tokens", ROLLOUTS * (PROMPT + NEW - 1))
+    learned = turn.get("learning_tokens", ROLLOUTS * (PROMPT + NEW))
+    return generation_flops(config, generated, answers) + learning_flops(config, learned, answers)
 
 
 def summary(name: str, turns: list[dict[str, Any]], peaks: dict[str, float]) -> dict[str, Any]:

@@ -19,16 +19,26 @@ from seedthink.kernels.registry import define
 PAGE = 16
 
 
-def reference_attend_packed(q_TNH: Tensor, k_TnH: Tensor, v_TnH: Tensor, cu_seqlens_B1: Tensor, scale: float) -> Tensor:
+def reference_attend_packed(
+    q_TNH: Tensor,
+    k_TnH: Tensor,
+    v_TnH: Tensor,
+    cu_seqlens_B1: Tensor,
+    scale: float,
+    prefix_B: Tensor | None = None,
+) -> Tensor:
     """One softmax(q k^T) v per sequence and head, in the dtype of its arguments."""
     group = q_TNH.shape[1] // k_TnH.shape[1]
-    bounds = cu_seqlens_B1.tolist()
+    bounds = list(pairwise(cu_seqlens_B1.tolist()))
+    before = [-1] * len(bounds) if prefix_B is None else prefix_B.tolist()
     pieces = []
-    for begin, end in pairwise(bounds):
+    for (begin, end), prefix in zip(bounds, before, strict=True):
+        start, stop = bounds[prefix] if prefix >= 0 else (begin, begin)
+        rows = [*range(start, stop), *range(begin, end)]
         q = q_TNH[begin:end].transpose(0, 1)
-        k = k_TnH[begin:end].transpose(0, 1).repeat_interleave(group, 0)
-        v = v_TnH[begin:end].transpose(0, 1).repeat_interleave(group, 0)
-        future = torch.ones(end - begin, end - begin, dtype=torch.bool).triu(1)
+        k = k_TnH[rows].transpose(0, 1).repeat_interleave(group, 0)
+        v = v_TnH[rows].transpose(0, 1).repeat_interleave(group, 0)
+        future = torch.ones(end - begin, len(rows), dtype=torch.bool).triu(1 + stop - start)
         score = (q @ k.transpose(1, 2) * scale).masked_fill(future, float("-inf"))
         pieces.append((score.softmax(-1) @ v).transpose(0, 1))
     return torch.cat(pieces) if pieces else torch.zeros_like(q_TNH)
@@ -41,30 +51,34 @@ def attend_packed(
     cu_seqlens_B1: Tensor,
     scale: float,
     compute: torch.dtype = torch.float32,
+    prefix_B: Tensor | None = None,
 ) -> Tensor:
     """Causal attention within each packed sequence.
 
     q_TNH float32 [T, N, H], k_TnH and v_TnH float32 [T, n, H] with N a multiple of n, cu_seqlens_B1 int32 [B + 1] with
     the sequences' bounds in tokens -> float32 [T, N, H]; differentiable in q, k and v. compute is float32 or bfloat16:
-    bfloat16 rounds k and v as pages of that dtype do. ValueError names the argument that does not fit.
+    bfloat16 rounds k and v as pages of that dtype do. prefix_B int32 [B]: the sequence whose rows stand before a
+    sequence's own, or -1; a row has the bits that it has after a copy of those rows. ValueError names the argument that
+    does not fit.
     """
     if compute not in (torch.float32, torch.bfloat16):
         raise ValueError(f"compute: expected torch.float32 or torch.bfloat16, got {compute}")
-    out: Tensor = _attend_packed(q_TNH, k_TnH, v_TnH, cu_seqlens_B1, scale, compute == torch.bfloat16)[0]
+    if prefix_B is None:
+        prefix_B = torch.full((cu_seqlens_B1.numel() - 1,), -1, dtype=torch.int32)
+    half = compute == torch.bfloat16
+    out: Tensor = _attend_packed(q_TNH, k_TnH, v_TnH, cu_seqlens_B1, prefix_B, scale, half)[0]
     return out
 
 
 def _packed_forward(
-    q_TNH: Tensor, k_TnH: Tensor, v_TnH: Tensor, cu_seqlens_B1: Tensor, scale: float, half: bool
+    q_TNH: Tensor, k_TnH: Tensor, v_TnH: Tensor, cu_seqlens_B1: Tensor, prefix_B: Tensor, scale: float, half: bool
 ) -> tuple[Tensor, Tensor]:
-    o_TNH, lse_TN = _packed_shapes(q_TNH, k_TnH, v_TnH, cu_seqlens_B1, scale, half)
-    _C.attend_packed_forward(q_TNH, k_TnH, v_TnH, cu_seqlens_B1, scale, half, o_TNH, lse_TN)
+    o_TNH, lse_TN = _packed_shapes(q_TNH)
+    _C.attend_packed_forward(q_TNH, k_TnH, v_TnH, cu_seqlens_B1, prefix_B, scale, half, o_TNH, lse_TN)
     return o_TNH, lse_TN
 
 
-def _packed_shapes(
-    q_TNH: Tensor, k_TnH: Tensor, v_TnH: Tensor, cu_seqlens_B1: Tensor, scale: float, half: bool
-) -> tuple[Tensor, Tensor]:
+def _packed_shapes(q_TNH: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(q_TNH), q_TNH.new_empty(q_TNH.shape[:2])
 
 
@@ -76,12 +90,14 @@ def _packed_gradients(
     o_TNH: Tensor,
     lse_TN: Tensor,
     cu_seqlens_B1: Tensor,
+    prefix_B: Tensor,
     scale: float,
     half: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = torch.empty_like(q_TNH), torch.empty_like(k_TnH), torch.empty_like(v_TnH)
-    _C.attend_packed_backward(do_TNH, q_TNH, k_TnH, v_TnH, o_TNH, lse_TN, cu_seqlens_B1, scale, half, dq, dk, dv)
-    return dq, dk, dv
+    grads = torch.empty_like(q_TNH), torch.empty_like(k_TnH), torch.empty_like(v_TnH)
+    saved = (q_TNH, k_TnH, v_TnH, o_TNH, lse_TN)
+    _C.attend_packed_backward(do_TNH, *saved, cu_seqlens_B1, prefix_B, scale, half, *grads)
+    return grads
 
 
 def _packed_gradient_shapes(
@@ -99,20 +115,21 @@ def _save_packed(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor
 
 def _packed_backward(ctx: Any, do_TNH: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if do_TNH is None:
-        return None, None, None, None, None, None
-    q, k, v, cu_seqlens, o, lse = ctx.saved_tensors
-    gradients = _attend_packed_gradients(do_TNH.contiguous(), q, k, v, o, lse, cu_seqlens, ctx.scale, ctx.half)
-    return *gradients, None, None, None
+        return None, None, None, None, None, None, None
+    q, k, v, cu_seqlens, prefix, o, lse = ctx.saved_tensors
+    gradients = _attend_packed_gradients(do_TNH.contiguous(), q, k, v, o, lse, cu_seqlens, prefix, ctx.scale, ctx.half)
+    return *gradients, None, None, None, None
 
 
 _attend_packed_gradients = define(
     "attend_packed_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor cu_seqlens, "
-    "float scale, bool half) -> (Tensor, Tensor, Tensor)",
+    "Tensor prefix, float scale, bool half) -> (Tensor, Tensor, Tensor)",
     cpu=_packed_gradients,
     fake=_packed_gradient_shapes,
 )
 _attend_packed = define(
-    "attend_packed(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, float scale, bool half) -> (Tensor, Tensor)",
+    "attend_packed(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, Tensor prefix, float scale, bool half) "
+    "-> (Tensor, Tensor)",
     cpu=_packed_forward,
     fake=_packed_shapes,
     backward=_packed_backward,

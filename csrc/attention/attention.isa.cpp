@@ -196,25 +196,29 @@ void write(const View& k_TnH, const View& v_TnH, const int32_t* slots, const Vie
 
 }  // namespace
 
-void attend_packed_forward(const View& q_TNH, const View& k_TnH, const View& v_TnH, const View& cu_seqlens_B1, double scale,
-                           bool round_to_bf16, const View& o_TNH, const View& lse_TN) {
-  check_packed(q_TNH, k_TnH, v_TnH, cu_seqlens_B1);
+void attend_packed_forward(const View& q_TNH, const View& k_TnH, const View& v_TnH, const View& cu_seqlens_B1,
+                           const View& prefix_B, double scale, bool round_to_bf16, const View& o_TNH,
+                           const View& lse_TN) {
+  check_packed(q_TNH, k_TnH, v_TnH, cu_seqlens_B1, prefix_B);
   const int64_t T = q_TNH.size[0], N = q_TNH.size[1], H = q_TNH.size[2], n = k_TnH.size[1], heads = N / n;
   o_TNH.check("o", Dtype::f32, {T, N, H});
   lse_TN.check("lse", Dtype::f32, {T, N});
-  const std::vector<Span> spans = cut(cu_seqlens_B1, kRange);
+  const std::vector<Span> spans = cut(cu_seqlens_B1, prefix_B, kRange);
   parallel(static_cast<int64_t>(spans.size()) * n, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const Span& span = spans[task / n];
-      const int64_t head = task % n, keys = span.end - span.sequence, count = (keys + kPage - 1) / kPage;
+      const int64_t head = task % n, keys = span.end, count = (keys + kPage - 1) / kPage;
       float* k = scratch(2 * count * kPage * H);
       float* v = k + count * kPage * H;
-      const int64_t from = (span.sequence * n + head) * H, at = (span.begin * N + head * heads) * H;
-      key_panels(k_TnH.as<float>() + from, n * H, keys, H, round_to_bf16, k);
-      dense_rows(v_TnH.as<float>() + from, n * H, keys, H, round_to_bf16, v);
+      const auto rows = [&](const View& x_TnH) {
+        return [&span, n, head, H, x = x_TnH.as<float>()](int64_t t) { return x + (span.of.row(t) * n + head) * H; };
+      };
+      key_panels(rows(k_TnH), keys, H, round_to_bf16, k);
+      dense_rows(rows(v_TnH), keys, H, round_to_bf16, v);
       const Pages<float> pages{k, v, kPage * H, nullptr, H};
-      attend_head(q_TNH.as<float>() + at, o_TNH.as<float>() + at, lse_TN.as<float>() + span.begin * N + head * heads, N,
-                  heads, span.end - span.begin, span.begin - span.sequence + 1, pages, static_cast<float>(scale));
+      const int64_t at = span.of.row(span.begin) * N + head * heads;
+      attend_head(q_TNH.as<float>() + at * H, o_TNH.as<float>() + at * H, lse_TN.as<float>() + at, N, heads,
+                  span.end - span.begin, span.begin + 1, pages, static_cast<float>(scale));
     }
   });
 }

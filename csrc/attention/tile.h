@@ -97,14 +97,15 @@ inline vf through_bf16(vf x) {
   return x == x ? reinterpret_cast<vf>(rounded) : x;
 }
 
-// rows [positions][H], `stride` floats apart -> panels [page][H][16]. Lanes past the last position hold zeros.
-inline void key_panels(const float* rows, int64_t stride, int64_t positions, int64_t H, bool round, float* panels) {
+// row(t) [H] of each position -> panels [page][H][16]. Lanes past the last position hold zeros.
+template <typename Row>
+inline void key_panels(const Row& row, int64_t positions, int64_t H, bool round, float* panels) {
   for (int64_t t = 0; t < positions; t += kPage, panels += H * kPage) {
     const int lanes = static_cast<int>(positions - t < kPage ? positions - t : kPage);
     for (int64_t h = 0; h < H; h += kLanes) {
       vf v[kLanes];
       for (int i = 0; i < kLanes; ++i) {
-        v[i] = i < lanes ? load(rows + (t + i) * stride + h) : splat(0.f);
+        v[i] = i < lanes ? load(row(t + i) + h) : splat(0.f);
         if (round) v[i] = through_bf16(v[i]);
       }
       transpose(v);
@@ -113,11 +114,12 @@ inline void key_panels(const float* rows, int64_t stride, int64_t positions, int
   }
 }
 
-// rows [positions][H], `stride` floats apart -> the same, dense.
-inline void dense_rows(const float* rows, int64_t stride, int64_t positions, int64_t H, bool round, float* out) {
+// row(t) [H] of each position -> the same, dense.
+template <typename Row>
+inline void dense_rows(const Row& row, int64_t positions, int64_t H, bool round, float* out) {
   for (int64_t t = 0; t < positions; ++t)
     for (int64_t h = 0; h < H; h += kLanes) {
-      const vf x = load(rows + t * stride + h);
+      const vf x = load(row(t) + h);
       store(out + t * H + h, round ? through_bf16(x) : x);
     }
 }

@@ -1,7 +1,7 @@
 """A `Batch` cut into micro-batches of tensors, which is what forward, loss and backward see.
 
 Every array keeps the convention of `types.Batch`: entry t speaks about predicting `tokens_T[t]`, so the hidden state
-that predicts it stands at t - 1 of the same sequence. Only rows with mask 1 reach the head: a prompt costs no logits.
+that predicts it is that of t - 1 of the same sequence. Only rows with mask 1 reach the head: a prompt costs no logits.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from seedthink.engine.rows import Rows, rows_of
 from seedthink.types import Batch, Scored
 
 _PER_TOKEN = ("mask_T", "logprob_T", "proximal_T", "reference_T", "advantage_T", "return_T", "value_T", "positive_T")
@@ -40,6 +41,10 @@ class MicroBatch:
     global_tokens: float
     global_sequences: float
     global_positive_tokens: float
+
+    def rows(self) -> Rows:
+        """What a network computes of it."""
+        return rows_of(self.tokens_T.numpy(), self.cu_seqlens_B1.numpy(), self.mask_T.numpy())
 
     def scatter(self, rows_R: torch.Tensor) -> torch.Tensor:
         """Values of the predicted rows at their places in [T], zeros elsewhere; differentiable."""

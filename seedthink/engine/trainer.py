@@ -20,6 +20,7 @@ from seedthink.config.sections import OptimizerConfig
 from seedthink.engine.adamw import AdamW
 from seedthink.engine.diverged import diverged
 from seedthink.engine.micro_batch import MicroBatch, micro_batches
+from seedthink.engine.rows import Rows
 from seedthink.kernels.finite import not_finite
 from seedthink.kernels.logprob import linear_logprob
 from seedthink.models.context import PackedContext
@@ -35,9 +36,9 @@ Loss = Callable[..., tuple[torch.Tensor, Mapping[str, Metric]]]
 
 def policy_forward(model: Transformer, batch: MicroBatch, temperature: float = 1.0) -> Outputs:
     """(logprob_T, entropy_T) of the predicted tokens, zeros elsewhere."""
-    context = PackedContext(batch.cu_seqlens_B1, model.compute, model.config.head_dim**-0.5)
-    hidden_TD = model(batch.tokens_T, context)
-    rows_RD = hidden_TD.index_select(0, batch.predicted_R - 1)
+    rows = batch.rows()
+    hidden_UD = model(rows.tokens_U, context_of(model, rows))
+    rows_RD = hidden_UD.index_select(0, rows.source_R)
     targets_R = batch.tokens_T.index_select(0, batch.predicted_R)
     logprob_R, entropy_R = linear_logprob(rows_RD, model.head_VD, targets_R, temperature, model.compute)
     return batch.scatter(logprob_R), batch.scatter(entropy_R)
@@ -45,9 +46,14 @@ def policy_forward(model: Transformer, batch: MicroBatch, temperature: float = 1
 
 def value_forward(model: ValueModel, batch: MicroBatch) -> Outputs:
     """(value_T,): the critic's value of the state before each predicted token, zeros elsewhere."""
-    context = PackedContext(batch.cu_seqlens_B1, model.compute, model.config.head_dim**-0.5)
-    value_T = model(batch.tokens_T, context)
-    return (batch.scatter(value_T.index_select(0, batch.predicted_R - 1)),)
+    rows = batch.rows()
+    value_U = model(rows.tokens_U, context_of(model, rows))
+    return (batch.scatter(value_U.index_select(0, rows.source_R)),)
+
+
+def context_of(model: Transformer | ValueModel, rows: Rows) -> PackedContext:
+    """How a network's rows stand to each other."""
+    return PackedContext(rows.cu_seqlens_S1, model.compute, model.config.head_dim**-0.5, rows.prefix_S)
 
 
 @torch.no_grad()

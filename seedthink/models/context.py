@@ -36,6 +36,7 @@ class Context(Protocol):
 class PackedContext:
     """Whole sequences back to back, for training and scoring; sequence b is rows cu_seqlens_B1[b]..cu_seqlens_B1[b+1].
 
+    prefix_B: the sequence that a sequence goes on from, or -1: its rows then stand once for all that begin with them.
     compute: the dtype to which keys and values are rounded. scale: what q.k is multiplied by, head_dim ** -0.5.
     collect_counts: `counts[layer]` int32 [E] sums the tokens that each expert received over all forwards.
     collect_router: `router` lists (layer, logits_TE, routing) of each forward, for the balance loss.
@@ -46,20 +47,21 @@ class PackedContext:
         cu_seqlens_B1: Tensor,
         compute: torch.dtype,
         scale: float,
+        prefix_B: Tensor | None = None,
         *,
         collect_counts: bool = False,
         collect_router: bool = False,
     ) -> None:
-        self.cu_seqlens_B1 = cu_seqlens_B1
+        self.cu_seqlens_B1, self.prefix_B = cu_seqlens_B1, prefix_B
         self.compute, self.scale = compute, scale
         self.collect_counts, self.collect_router = collect_counts, collect_router
-        self.positions_T = packed_positions(cu_seqlens_B1)
+        self.positions_T = packed_positions(cu_seqlens_B1, prefix_B)
         self.counts: dict[int, Tensor] = {}
         self.router: list[tuple[int, Tensor, Routing]] = []
 
     def attend(self, layer: int, q_TNH: Tensor, k_TnH: Tensor, v_TnH: Tensor) -> Tensor:
         """Causal attention within each sequence; differentiable."""
-        return attend_packed(q_TNH, k_TnH, v_TnH, self.cu_seqlens_B1, self.scale, self.compute)
+        return attend_packed(q_TNH, k_TnH, v_TnH, self.cu_seqlens_B1, self.scale, self.compute, self.prefix_B)
 
     def note_routing(self, layer: int, routing: Routing, logits_TE: Tensor) -> None:
         """Keeps what was asked for; nothing by default."""
@@ -70,9 +72,15 @@ class PackedContext:
             self.router.append((layer, logits_TE, routing))
 
 
-def packed_positions(cu_seqlens_B1: Tensor) -> Tensor:
-    """Position of each packed token within its sequence: int32 [T] from int32 [B + 1]; (0, 2, 5) -> 0 1 0 1 2."""
+def packed_positions(cu_seqlens_B1: Tensor, prefix_B: Tensor | None = None) -> Tensor:
+    """Position of each packed token within its own sequence: int32 [T] from int32 [B + 1]; (0, 2, 5) -> 0 1 0 1 2.
+
+    A sequence with a prefix counts on from it: with prefixes (-1, 0) the same are 0 1 2 3 4.
+    """
     starts_B, lengths_B = cu_seqlens_B1[:-1], cu_seqlens_B1.diff()
     total = int(cu_seqlens_B1[-1])
+    if prefix_B is not None:
+        before_B = torch.where(prefix_B < 0, 0, lengths_B.index_select(0, prefix_B.clamp(min=0)))
+        starts_B = starts_B - before_B
     starts_T = torch.repeat_interleave(starts_B, lengths_B, output_size=total)
     return torch.arange(total, dtype=torch.int32) - starts_T

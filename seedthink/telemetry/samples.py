@@ -7,6 +7,7 @@ ones): for all rows they would be larger than the training batch itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from seedthink.types import Credited, Finish
@@ -29,9 +30,8 @@ def rows(
     chosen = telling([item.valued.scored.reward for item in credited], detailed)
     truncated = [at for at, item in enumerate(credited) if _finish(item) == Finish.LENGTH and at not in chosen]
     chosen |= set(truncated[:detailed])
-    return [
-        _row(item, gaps or {}) | (_detail(item, decode) if at in chosen else {}) for at, item in enumerate(credited)
-    ]
+    piece = cache(lambda token: decode([token]))  # the same tokens come again and again
+    return [_row(item, gaps or {}) | (_detail(item, piece) if at in chosen else {}) for at, item in enumerate(credited)]
 
 
 def telling(rewards: Sequence[float], count: int) -> set[int]:
@@ -79,10 +79,10 @@ def _row(item: Credited, gaps: Mapping[str, float]) -> dict[str, Any]:
     return row | ({"logp_gap": float(gaps[completion.id])} if completion.id in gaps else {})
 
 
-def _detail(item: Credited, decode: Decode) -> dict[str, Any]:
+def _detail(item: Credited, piece: Callable[[int], str]) -> dict[str, Any]:
     tokens = item.valued.scored.rollout.completion.tokens_T.tolist()
     advantages = item.advantage_T.tolist() or [0.0] * len(tokens)
     return {
-        "pieces": [decode([token]) for token in tokens],
+        "pieces": [piece(token) for token in tokens],
         "advantages": [float(f"{advantage:.4g}") for advantage in advantages],
     }

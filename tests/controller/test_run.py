@@ -116,8 +116,14 @@ def test_a_finished_run_is_not_run_again_unless_more_is_asked_of_it(
 def interrupt_when(stage: str, metrics: Path) -> threading.Thread:
     """Ctrl-C as soon as the run has recorded a step of `stage`."""
 
+    def recorded() -> bool:
+        try:
+            return f'"stage":"{stage}"' in metrics.read_text()
+        except FileNotFoundError:  # not there yet, or just now being replaced
+            return False
+
     def watch() -> None:
-        while not (metrics.exists() and f'"stage":"{stage}"' in metrics.read_text()):
+        while not recorded():
             time.sleep(0.002)
         os.kill(os.getpid(), signal.SIGINT)
 

@@ -161,6 +161,64 @@ def test_values_and_gradients_match_float64(lengths: list[int], heads: int, kv_h
         torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=1e-4, atol=2e-5)
 
 
+SHARED = [([5, 3, 7], [-1, 0, 0]), ([20, 33, 0, 1], [-1, 0, 0, 0]), ([40, 300, 17, 16, 30], [-1, 0, -1, 2, 0])]
+
+
+def prefixes(before: list[int]) -> torch.Tensor:
+    return torch.tensor(before, dtype=torch.int32)
+
+
+@pytest.mark.parametrize(("lengths", "before"), SHARED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_behind_a_shared_prefix_have_the_bits_that_they_have_behind_a_copy_of_it(
+    lengths: list[int], before: list[int], dtype: torch.dtype
+) -> None:
+    inputs = draw(lengths, 4, 2, 32)
+    shared = attend_packed(*inputs, bounds(lengths), 0.3, dtype, prefixes(before))
+    starts = bounds(lengths).tolist()
+    for b, prefix in enumerate(before):
+        rows = [*(range(starts[prefix], starts[prefix + 1]) if prefix >= 0 else []), *range(starts[b], starts[b + 1])]
+        alone = attend_packed(*(x[rows] for x in inputs), bounds([len(rows)]), 0.3, dtype)
+        assert torch.equal(shared[starts[b] : starts[b + 1]], alone[len(rows) - lengths[b] :])
+
+
+@pytest.mark.parametrize(("lengths", "before"), SHARED)
+def test_gradients_through_a_shared_prefix_match_float64(lengths: list[int], before: list[int]) -> None:
+    inputs = draw(lengths, 4, 2, 32)
+    grad = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1))
+    ours, exact = [x.clone().requires_grad_() for x in inputs], [x.double().requires_grad_() for x in inputs]
+    out = attend_packed(*ours, bounds(lengths), 0.2, prefix_B=prefixes(before))
+    want = reference_attend_packed(*exact, bounds(lengths), 0.2, prefixes(before))
+    torch.testing.assert_close(out.double(), want, rtol=2e-5, atol=2e-6)
+    out.backward(grad)
+    want.backward(grad.double())
+    for mine, theirs in zip(ours, exact, strict=True):
+        torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=1e-4, atol=2e-5)
+
+
+def test_gradients_through_a_shared_prefix_do_not_depend_on_threads() -> None:
+    lengths, before, results = [30, 50, 7, 20, 9], [-1, 0, 0, -1, 0], []
+    threads_before = _C.threads()
+    try:
+        for threads in (1, 2):
+            _C.set_threads(threads)
+            leaves = [x.requires_grad_() for x in draw(lengths, 4, 2, 32)]
+            attend_packed(*leaves, bounds(lengths), 0.3, prefix_B=prefixes(before)).sin().sum().backward()
+            results.append([leaf.grad for leaf in leaves])
+    finally:
+        _C.set_threads(threads_before)
+    for one, two in zip(*results, strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(("before", "wrong"), [([-1, 2], 1), ([-2, -1], 0), ([0, -1], 0), ([1, 0], 0)])
+def test_a_prefix_that_is_none_is_refused(before: list[int], wrong: int) -> None:
+    with pytest.raises(
+        ValueError, match=f"prefix: entry {wrong} is {before[wrong]}, expected -1 or a sequence without"
+    ):
+        attend_packed(*draw([3, 4], 2, 1, 16), bounds([3, 4]), 0.5, prefix_B=prefixes(before))
+
+
 def test_bfloat16_compute_equals_float32_on_rounded_keys_and_values() -> None:
     q, k, v = draw([40, 9], 4, 2, 32)
     rounded = [x.bfloat16().float() for x in (k, v)]
@@ -223,4 +281,6 @@ def test_slots_and_page_tables_outside_the_pages_are_refused() -> None:
 
 def test_the_operator_is_registered_soundly() -> None:
     q, k, v = (x.requires_grad_() for x in draw([5, 4], 2, 1, 16))
-    torch.library.opcheck(torch.ops.seedthink.attend_packed.default, (q, k, v, bounds([5, 4]), 0.5, False))
+    torch.library.opcheck(
+        torch.ops.seedthink.attend_packed.default, (q, k, v, bounds([5, 4]), prefixes([-1, 0]), 0.5, False)
+    )
