@@ -118,7 +118,7 @@ def test_one_command_does_not_replace_what_another_worked_for(tmp_path: Path) ->
     evaluation = load(None, EvalConfig, {"run.folder": str(tmp_path), "run.name": "rl"})
     with pytest.raises(ConfigError, match=r"holds a run of `seedthink rl`; choose another --run.name for `eval`"):
         open_run(evaluation, "eval")
-    with pytest.raises(ConfigError, match="choose another --run.name for `sft`"):
+    with pytest.raises(ConfigError, match=r"choose another --run.name for `sft`"):
         open_run(config(tmp_path), "sft")
     assert len(read_lines(path / "metrics.jsonl")) == 4
     open_run(config(tmp_path, **{"run.resume": "fresh"}), "sft").close()
