@@ -1,4 +1,4 @@
-"""Starts the ranks of a launch as torchrun would: fresh interpreters with its environment, in one process group each."""
+"""Starts ranks as torchrun would: fresh interpreters with its environment."""
 
 from __future__ import annotations
 
