@@ -18,7 +18,10 @@ def run(arguments: Sequence[str]) -> int:
     config, switches = resolve(EvalConfig, "eval", EXAMPLES, arguments)
     if config is not None:
         from seedthink.controller.run import run_eval
+        from seedthink.controller.spmd import follows
 
+        if follows(config):
+            return 0
         for line in in_words(run_eval(config, switches.verbose)):
             print(line)
     return 0

@@ -17,6 +17,9 @@ def run(arguments: Sequence[str]) -> int:
     config, switches = resolve(RlConfig, "rl", EXAMPLES, arguments)
     if config is not None:
         from seedthink.controller.run import run_rl
+        from seedthink.controller.spmd import follows
 
+        if follows(config):
+            return 0
         return finish(run_rl(config, switches.verbose), going_on("rl", arguments, config.run.resume))
     return 0

@@ -17,6 +17,9 @@ def run(arguments: Sequence[str]) -> int:
     config, switches = resolve(SftConfig, "sft", EXAMPLES, arguments)
     if config is not None:
         from seedthink.controller.run import run_sft
+        from seedthink.controller.spmd import follows
 
+        if follows(config):
+            return 0
         return finish(run_sft(config, switches.verbose), going_on("sft", arguments, config.run.resume))
     return 0

@@ -14,20 +14,20 @@ import signal
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from seedthink.controller.answers import Answer, answer, raise_failure
 from seedthink.controller.groups import Place, WorkerGroup
 from seedthink.controller.protocol import ONE_TO_ALL, Call, Verb
 from seedthink.controller.ray_cluster import ResourcePool
 from seedthink.controller.ray_start import ray
 from seedthink.controller.supervision import DeadlineError, WorkerDied
 from seedthink.controller.watchdog import LOOK, Countdown, Heartbeat, dump_on_signal, last_sign
-from seedthink.errors import RunError, SeedthinkError
+from seedthink.errors import RunError
 
 from ray.util.scheduling_strategies import (  # isort: skip  (after ray_start)
     NodeAffinitySchedulingStrategy,
@@ -36,15 +36,6 @@ from ray.util.scheduling_strategies import (  # isort: skip  (after ray_start)
 
 _SPAWN_SECONDS = 120.0  # for a worker process to come up, before anything of ours is built in it
 _DUMP_SECONDS = 5.0  # for stacks to appear in a log
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """What a worker sends back: a value, or an exception pickled (b"" where it cannot be) and in words."""
-
-    value: Any = None
-    error: bytes | None = None
-    words: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +72,11 @@ class _Host:
             probe.bind((ip, 0))
             return f"{ip}:{probe.getsockname()[1]}"
 
-    def build(self, pickled: bytes) -> _Answer:
+    def build(self, pickled: bytes) -> Answer:
         """Build the worker from its pickled (class, place, arguments)."""
         return self._answer("build", lambda: self._build(pickled), False)
 
-    def run(self, verb: str, call: Call, wanted: bool) -> _Answer:
+    def run(self, verb: str, call: Call, wanted: bool) -> Answer:
         """Run a method; the result stays here unless it is wanted."""
         return self._answer(verb, lambda: getattr(self._worker, verb)(*call.args, **call.kwargs), wanted)
 
@@ -93,20 +84,10 @@ class _Host:
         worker, place, args = pickle.loads(pickled)
         self._worker = worker(place, *args)
 
-    def _answer(self, verb: str, work: Callable[[], Any], wanted: bool) -> _Answer:
+    def _answer(self, verb: str, work: Callable[[], Any], wanted: bool) -> Answer:
         self._heartbeat.doing(verb)
         try:
-            value = work()
-            return _Answer(value if wanted else None)
-        except Exception as error:
-            traceback.print_exc()
-            words = traceback.format_exception_only(error)[-1].strip()
-            try:
-                pickled = pickle.dumps(error)
-                pickle.loads(pickled)
-            except Exception:
-                pickled = b""
-            return _Answer(None, pickled, words)
+            return answer(work, wanted)
         finally:
             self._heartbeat.doing("nothing")
 
@@ -213,7 +194,7 @@ class RayGroup(WorkerGroup):
     def receive(self, verb: str, rank: int, ref: Any) -> Any:
         """Return one rank's finished answer, or raise what happened there instead."""
         try:
-            answer = ray.get(ref)
+            found = ray.get(ref)
         except ray.exceptions.RayTaskError as error:
             # `_Host` catches what a worker raises, so this comes from around it: pickling.
             raise RunError(
@@ -222,11 +203,11 @@ class RayGroup(WorkerGroup):
         except ray.exceptions.RayError as error:
             self._broken = WorkerDied(f"{self._who(rank)} died in {verb}: {_reason(error)}; log: {self._log(rank)}")
             raise self._broken from None
-        if isinstance(answer, _Answer):
-            if answer.error is not None:
-                self._raise(verb, rank, answer)
-            return answer.value
-        return answer
+        if not isinstance(found, Answer):
+            return found
+        if found.error is not None:
+            raise_failure(found, f"{self._who(rank)}, {verb}; traceback in {self._log(rank)}")
+        return found.value
 
     def give_up(self, verb: str, seconds: float, ranks: list[int]) -> NoReturn:
         """Have the ranks that did not answer write their stacks, and raise DeadlineError."""
@@ -261,17 +242,6 @@ class RayGroup(WorkerGroup):
         address = self._addresses.get(rank)
         where = f"pid {address.pid} on {self._ips.get(rank, 'unknown node')}" if address else "not started yet"
         return f"{self.name} rank {rank} ({where})"
-
-    def _raise(self, verb: str, rank: int, answer: _Answer) -> NoReturn:
-        where = f"{self._who(rank)}, {verb}; traceback in {self._log(rank)}"
-        try:
-            error = pickle.loads(answer.error or b"")
-        except Exception:
-            raise RunError(f"{answer.words} [{where}]") from None
-        if isinstance(error, SeedthinkError):
-            raise type(error)(f"{error} [{where}]")
-        error.add_note(f"raised in {where}")
-        raise error
 
     def _dump_stacks(self, rank: int) -> None:
         """Send SIGUSR1 from a process of the worker's own node: its handler runs even where Python does not."""

@@ -52,13 +52,7 @@ def run_rl(config: RlConfig, verbose: bool = False) -> Path:
         settings = rl_engine_settings(config)
 
         def build() -> AbstractContextManager[WorkerGroup]:
-            return workers(
-                config.controller,
-                settings,
-                config.algorithm,
-                logs=session.run.logs,
-                threads=config.model.threads,
-            )
+            return workers(session, config, settings, config.algorithm)
 
         _supervised(config, session, build, partial(_rl, config, session, problems, held_out, verbose))
         return session.run.path
@@ -91,7 +85,7 @@ def run_sft(config: SftConfig, verbose: bool = False) -> Path:
         )
 
         def build() -> AbstractContextManager[WorkerGroup]:
-            return workers(config.controller, settings, None, logs=session.run.logs, threads=config.model.threads)
+            return workers(session, config, settings, None)
 
         _supervised(config, session, build, partial(_sft, config, session, texts, held_out, total, verbose))
         return session.run.path
@@ -123,7 +117,7 @@ def run_eval(config: EvalConfig, verbose: bool = False) -> Mapping[str, Any]:
             top_p=generation.top_p,
             stop=generation.stop,
         )
-        with workers(config.controller, settings, None, logs=session.run.logs, threads=config.model.threads) as engine:
+        with workers(session, config, settings, None) as engine:
             found = session.evaluate(engine, prompts, wanted.samples, params, config.run.seed).summary()
         session.run.record_evaluation("eval", 0, found)
         _summarise(session, Summary(command="eval", status="finished", steps=0, accuracy_after=found))
@@ -257,7 +251,8 @@ def _supervised(
     build: Callable[[], AbstractContextManager[WorkerGroup]],
     run: Callable[[WorkerGroup], None],
 ) -> None:
-    supervise(build, run, restarts=config.controller.restarts, say=lambda text: session.say(text))
+    restarts = 0 if session.hub else config.controller.restarts  # ranks are started again by who launched them
+    supervise(build, run, restarts=restarts, say=lambda text: session.say(text))
 
 
 def _summarise(session: Session, summary: Summary) -> None:

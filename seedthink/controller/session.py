@@ -1,12 +1,12 @@
 """What every run of a command shares: its folder, tokenizer, workers, judges, and the signs it gives of itself.
 
-`open_session` opens the run folder and starts the judges; `workers` starts the engine on Ray or in this process. Both
-are context managers, so that whatever ends a run, no process is left behind.
+`open_session` opens the run folder and starts the judges; `workers` starts the engine: on the ranks that torchrun or
+mpirun started, on Ray, or in this process. Both are context managers, so that whatever ends a run, no process is left
+behind.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,6 +21,8 @@ from seedthink.controller.evaluation import Evaluation, summarise
 from seedthink.controller.groups import WorkerGroup
 from seedthink.controller.local_group import LocalGroup
 from seedthink.controller.signals import StopSignal
+from seedthink.controller.spmd import leading, threads_of
+from seedthink.controller.spmd_group import SpmdGroup
 from seedthink.controller.worker import EngineWorker
 from seedthink.data.tokenizer import Tokenizer
 from seedthink.engine.engine import EngineSettings
@@ -28,6 +30,7 @@ from seedthink.engine.model_io import read_config
 from seedthink.errors import ConfigError
 from seedthink.kernels.build import build_info
 from seedthink.models.config import ModelConfig
+from seedthink.parallel.control import Hub
 from seedthink.rewards.pool import JudgePool
 from seedthink.rollout.collect import CollectSettings, collect
 from seedthink.telemetry.folder import RunFolder, open_run
@@ -49,6 +52,7 @@ class Session:
     judge: JudgePool
     stop: StopSignal
     memory: MemorySampler
+    hub: Hub | None = None  # the other ranks of a torchrun or mpirun launch
     say: Callable[[str], None] = print
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -128,13 +132,14 @@ def open_session(config: Any, command: str, verbose: bool = False, *, stop_at_on
         raise ConfigError("model.path is empty; name a model folder in the recipe, or with --model.path FOLDER")
     tokenizer, model = Tokenizer.load(config.model.path), read_config(config.model.path)
     with ExitStack() as stack:
+        hub = stack.enter_context(leading(config))
         run = open_run(config, command, {"build": build_info()})
         stack.callback(run.close)
         configure(run.logs, "controller", verbose)
         stop = stack.enter_context(StopSignal(at_once=stop_at_once))
         judge = stack.enter_context(judges(config.reward, run.logs / "verifiers.log"))
         memory = stack.enter_context(MemorySampler())
-        yield Session(run, model, tokenizer, judge, stop, memory)
+        yield Session(run, model, tokenizer, judge, stop, memory, hub)
 
 
 def judges(reward: RewardConfig, log: Path) -> JudgePool:
@@ -145,18 +150,20 @@ def judges(reward: RewardConfig, log: Path) -> JudgePool:
 
 @contextmanager
 def workers(
-    controller: ControllerConfig,
-    settings: EngineSettings,
-    algorithm: AlgorithmConfig | None,
-    *,
-    logs: Path,
-    threads: int,
+    session: Session, config: Any, settings: EngineSettings, algorithm: AlgorithmConfig | None
 ) -> Iterator[WorkerGroup]:
-    """The engine's worker group: on Ray in a process of its own, or in this process."""
-    threads = threads or len(os.sched_getaffinity(0))
+    """The engine's worker group: on the ranks of a launch, on Ray in a process of its own, or in this process."""
+    controller: ControllerConfig = config.controller
+    parts, threads, logs = (settings, algorithm), threads_of(config.model.threads), session.run.logs
     logs.mkdir(parents=True, exist_ok=True)
+    group: WorkerGroup
+    if session.hub is not None:
+        deadline = controller.step_deadline_seconds
+        with SpmdGroup("policy", session.hub, EngineWorker, parts, threads=threads, deadline=deadline) as group:
+            yield group
+        return
     if controller.kind == "local":
-        with LocalGroup("policy", EngineWorker, (settings, algorithm), threads=threads, deadline=86400.0) as group:
+        with LocalGroup("policy", EngineWorker, parts, threads=threads, deadline=86400.0) as group:
             yield group
         return
     from seedthink.controller.ray_cluster import RayCluster, ResourcePool, Slot
@@ -169,7 +176,7 @@ def workers(
             "policy",
             pool,
             EngineWorker,
-            (settings, algorithm),
+            parts,
             logs=logs,
             threads=threads,
             deadline=controller.step_deadline_seconds,

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from seedthink.config.sections import EvalDataConfig, RlDataConfig, SftDataConfig, SourceConfig
 from seedthink.controller.limits import repeated
-from seedthink.data.prompts import Fields, TooLong, load_prompts, puzzle_prompts, without_thinking
+from seedthink.data.prompts import Fields, TooLong, fits, load_prompts, puzzle_prompts, without_thinking
 from seedthink.data.puzzles import Family, Habits, family, make
 from seedthink.data.sft import SftExample, cold_start_examples, load_examples
 from seedthink.data.sources import MixedSource, ShuffledSource, Source
@@ -65,13 +65,13 @@ def held_out_prompts(data: EvalDataConfig, tokenizer: Tokenizer, count: int, see
         return []
     total = sum(source.weight for source in data.eval)
     found: list[Prompt] = []
+    prompts: Sequence[Prompt]
     for source in data.eval:
         share = max(1, round(count * source.weight / total))
         if source.kind == "puzzle":
             chosen, _ = _family(source)
-            prompts: Sequence[Prompt] = puzzle_prompts(
-                make(chosen, seed=seed, count=share, split="held_out"), tokenizer
-            )
+            drawn = puzzle_prompts(make(chosen, seed=seed, count=share, split="held_out"), tokenizer)
+            prompts = _short_enough(drawn, source, data, "max_prompt_tokens")
         else:
             prompts = ShuffledSource(_file_prompts(source, data, tokenizer), seed=seed).items[:share]
         found += prompts
@@ -86,7 +86,8 @@ def asked(prompts: Sequence[Prompt], thinking: str, tokenizer: Tokenizer) -> lis
 def _prompts(source: SourceConfig, data: EvalDataConfig, tokenizer: Tokenizer, seed: int) -> Sequence[Prompt]:
     if source.kind == "puzzle":
         chosen, drawing = _family(source)
-        return puzzle_prompts(make(chosen, seed=seed, count=int(drawing.get("count", PUZZLES))), tokenizer)
+        drawn = puzzle_prompts(make(chosen, seed=seed, count=int(drawing.get("count", PUZZLES))), tokenizer)
+        return _short_enough(drawn, source, data, "max_prompt_tokens")
     return _file_prompts(source, data, tokenizer)
 
 
@@ -109,7 +110,8 @@ def _examples(source: SourceConfig, data: SftDataConfig, tokenizer: Tokenizer, s
         chosen, drawing = _family(source)
         problems = make(chosen, seed=seed, count=int(drawing.get("count", PUZZLES)))
         habits = Habits(slips=float(drawing.get("slips", 0.0)), hasty=float(drawing.get("hasty", 0.0)))
-        return cold_start_examples(chosen, problems, tokenizer, habits=habits, seed=seed)
+        drawn = cold_start_examples(chosen, problems, tokenizer, habits=habits, seed=seed)
+        return _short_enough(drawn, source, data, "max_length")
     loaded = load_examples(
         source.path,
         tokenizer,
@@ -132,13 +134,23 @@ def _fields(source: SourceConfig) -> Fields:
     return Fields(prompt=source.prompt_field, response=source.response_field, answer=source.answer_field)
 
 
+def _short_enough(items: Sequence[Item], source: SourceConfig, data: EvalDataConfig, key: str) -> Sequence[Item]:
+    """The puzzles within the limit data.`key`, as data.overlong says; files are measured while they are read."""
+    limit = getattr(data, key)
+    kept = [item for item in items if fits(item.tokens_T, limit, _too_long(data), f"puzzle {item.id}", "text")]
+    if not kept:
+        raise ConfigError(f"data.{key} = {limit} is too short for every {source.family} puzzle; raise it")
+    _say_skipped(source, len(items) - len(kept), limit)
+    return kept
+
+
 def _too_long(data: EvalDataConfig) -> TooLong:
     return "skip" if data.overlong == "skip" else "refuse"
 
 
 def _say_skipped(source: SourceConfig, skipped: int, limit: int) -> None:
     if skipped:
-        LOG.warning("%s: %d rows skipped, longer than %d tokens", source.path, skipped, limit)
+        LOG.warning("%s: %d rows skipped, longer than %d tokens", source.path or source.family, skipped, limit)
 
 
 def _training(sources: Sequence[SourceConfig], lists: Sequence[Sequence[Item]], seed: int) -> Training[Item]:

@@ -36,6 +36,16 @@ from seedthink.rl.loss import imitation
 from seedthink.types import Batch, Completion, Request, Scored, Update, Valued
 
 GATHERED = Transfer(to_all, concatenated)
+PATIENCE = 600.0  # seconds that a rank waits for another in a collective
+
+
+def replicas_at(place: Place) -> Any:
+    """The ranks that learn together; None where there is one. Loading torch's collectives takes time, so only then."""
+    if place.size == 1:
+        return None
+    from seedthink.parallel.replicas import Replicas
+
+    return Replicas(place.rank, place.size, place.rendezvous, PATIENCE)
 
 
 class EngineWorker(Engine):
@@ -50,7 +60,7 @@ class EngineWorker(Engine):
             policy = build_policy_loss(algorithm, max_tokens=settings.rollout.max_tokens)
             losses = Losses(policy, build_value_loss(algorithm))
         tokenizer = Tokenizer.load(settings.model)
-        super().__init__(settings, losses, tokenizer, tokenizer.eos_token_ids)
+        super().__init__(settings, losses, tokenizer, tokenizer.eos_token_ids, replicas_at(place))
 
     @remote(SPLIT)
     def submit(self, requests: Sequence[Request]) -> None:

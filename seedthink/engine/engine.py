@@ -28,6 +28,7 @@ from seedthink.models.value import ValueModel
 from seedthink.types import Batch, Completion, Detokenizer, Request, Scored, Update, Valued
 
 if TYPE_CHECKING:
+    from seedthink.parallel.replicas import Replicas
     from seedthink.types import Float32
 
 _EMPTY = np.zeros(0, dtype=np.float32)
@@ -72,19 +73,24 @@ class Engine:
         losses: Losses,
         detokenizer: Detokenizer | None = None,
         stop_tokens: Sequence[int] = (),
+        replicas: Replicas | None = None,
     ) -> None:
-        """`stop_tokens` are the tokenizer's: they end an answer as the model's own do, since texts are taught so."""
+        """`stop_tokens` are the tokenizer's: they end an answer as the model's own do, since texts are taught so.
+
+        `replicas` are the ranks that learn together with this one.
+        """
         self.settings, self.losses = settings, losses
         compute = getattr(torch, settings.dtype)
         temperature = settings.rollout.temperature
         policy = load_model(settings.model, compute)
         forward = partial(policy_forward, temperature=temperature)
-        self.policy = Trainer(policy, forward, settings.policy_optimizer, settings.total_updates)
+        self.policy = Trainer(policy, forward, settings.policy_optimizer, settings.total_updates, replicas)
         self.critic: Trainer | None = None
         if settings.critic:
             stored = settings.critic_path
             critic = load_value_model(stored, compute) if stored else ValueModel.from_policy(policy)
-            self.critic = Trainer(critic, value_forward, settings.critic_optimizer, settings.total_updates)
+            optimizer = settings.critic_optimizer
+            self.critic = Trainer(critic, value_forward, optimizer, settings.total_updates, replicas)
         self.reference = load_model(settings.model, compute) if settings.reference else None
         self.version = 0
         self.generator = TokenGenerator(

@@ -3,7 +3,8 @@
     for micro in batch: loss(forward(module, micro), micro).backward()
     clip; step (skipped where the gradient is not finite)
 
-The loss divides by global counts that the batch carries, so that the gradient does not depend on how the batch is cut.
+The loss divides by global counts that the batch carries, so that the gradient does not depend on how the batch is cut;
+the gradients of data-parallel ranks are therefore added up, and never averaged.
 The trainer knows neither rewards nor algorithms: the loss arrives as a callable.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,6 +29,9 @@ from seedthink.models.qwen3 import Transformer
 from seedthink.models.value import ValueModel
 from seedthink.telemetry.metrics import Metric, merge, reduce
 from seedthink.types import Batch, Update
+
+if TYPE_CHECKING:
+    from seedthink.parallel.replicas import Replicas
 
 Outputs = tuple[torch.Tensor, ...]
 Forward = Callable[[Any, MicroBatch], Outputs]
@@ -69,10 +73,20 @@ def forward_only(module: torch.nn.Module, forward: Forward, batch: Batch) -> np.
 
 
 class Trainer:
-    """A module, its optimizer and its learning-rate schedule. `step` counts the updates made, skipped ones left out."""
+    """A module, its optimizer and its learning-rate schedule. `step` counts the updates made, skipped ones left out.
 
-    def __init__(self, module: torch.nn.Module, forward: Forward, config: OptimizerConfig, total_steps: int) -> None:
-        self.module, self.config, self.total_steps = module, config, total_steps
+    `replicas`: the ranks that hold copies of the module, each with batches of its own; None for one rank alone.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        forward: Forward,
+        config: OptimizerConfig,
+        total_steps: int,
+        replicas: Replicas | None = None,
+    ) -> None:
+        self.module, self.config, self.total_steps, self.replicas = module, config, total_steps, replicas
         self.forward = forward
         self.step = 0
         self.names = [name for name, p in module.named_parameters() if p.requires_grad]
@@ -80,20 +94,17 @@ class Trainer:
         self.optimizer = AdamW(self.parameters, config)
 
     def learn(self, batch: Batch, loss: Loss) -> Update:
-        """One optimizer step on `batch`. A loss or gradient that is not finite leaves the weights as they are."""
+        """One optimizer step on `batch`. A loss or gradient that is not finite leaves the weights as they are.
+
+        With replicas every rank is told the same, metrics over all ranks included, and skips when one has to.
+        """
         self.optimizer.zero_grad()
         metrics: dict[str, Metric] = {}
-        for micro in micro_batches(batch):
-            try:
-                total, found = loss(*self.forward(self.module, micro), micro)
-            except ValueError as error:
-                if not not_finite(error):
-                    raise
-                return self._skip(metrics, "the forward pass is not finite")
-            if not math.isfinite(float(total.detach())):
-                return self._skip(metrics, "the loss is not finite")
-            total.backward()
-            merge(metrics, found)
+        reason = self._accumulate(batch, loss, metrics)
+        if self.replicas is not None:
+            reason = self._join(self.replicas, reason, metrics)
+        if reason:
+            return self._skip(metrics, reason)
         norm = float(torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
         if not math.isfinite(norm):
             return self._skip(metrics, "the gradient is not finite")
@@ -103,6 +114,34 @@ class Trainer:
         self.optimizer.step(rate)
         self.step += 1
         return Update({**reduce(metrics), "lr": rate}, norm)
+
+    def _accumulate(self, batch: Batch, loss: Loss, metrics: dict[str, Metric]) -> str:
+        """Gradients and metrics of this rank's micro-batches; says what is not finite, or nothing."""
+        for micro in micro_batches(batch):
+            try:
+                total, found = loss(*self.forward(self.module, micro), micro)
+            except ValueError as error:
+                if not not_finite(error):
+                    raise
+                return "the forward pass is not finite"
+            if not math.isfinite(float(total.detach())):
+                return "the loss is not finite"
+            total.backward()
+            merge(metrics, found)
+        return ""
+
+    def _join(self, replicas: Replicas, reason: str, metrics: dict[str, Metric]) -> str:
+        """Adds the ranks' gradients and metrics up; returns the first rank's reason to skip, if any has one."""
+        told = replicas.gather((reason, dict(metrics)))
+        metrics.clear()
+        for _, found in told:
+            merge(metrics, found)
+        reason = next((each for each, _ in told if each), "")
+        if not reason:
+            for p in self.parameters:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            replicas.add_up(p.grad for p in self.parameters if p.grad is not None)
+        return reason
 
     def learning_rate(self) -> float:
         """Linear warm-up over `warmup_steps`, then the schedule down to `min_lr_ratio` at `total_steps`."""

@@ -1,1 +1,1 @@
-""""""
+"""Many processes as one: launch, mesh, collectives. The only package that names ranks, groups and backends."""

@@ -138,8 +138,8 @@ def open_run(config: Any, command: str, facts: Mapping[str, Any] | None = None) 
 
     A folder that holds a checkpoint is gone on with: `run.resume` "auto" raises ConfigError with the difference when
     settings that shape the result have changed, "changed" goes on all the same, "fresh" moves it aside first. A folder
-    without a checkpoint is started over. `facts` (build, device) go to env.json. RunError when another process holds
-    it.
+    without a checkpoint is started over; one that another command filled is left alone (ConfigError). `facts` (build,
+    device) go to env.json. RunError when another process holds it.
     """
     path = Path(config.run.folder) / config.run.name
     resume = getattr(config.run, "resume", "fresh")
@@ -147,6 +147,8 @@ def open_run(config: Any, command: str, facts: Mapping[str, Any] | None = None) 
         lock = _locked(path)  # held from here on: nobody else may move aside what this run is about to write
         held.callback(os.close, lock)
         begun = any((path / "checkpoints").rglob("step-*"))
+        if resume == "auto" or not hasattr(config.run, "resume"):
+            _same_command(path, command)
         if resume == "fresh" or not begun:
             with writing(path):
                 _move_aside(path, keep=begun)
@@ -197,6 +199,17 @@ def _settings(path: Path) -> dict[str, Any]:
         ) from None
     table.pop("command", None)
     return table
+
+
+def _same_command(path: Path, command: str) -> None:
+    """Refuses to replace what another command worked for."""
+    worth_keeping = (path / "summary.json").exists() or any((path / "checkpoints").rglob("step-*"))
+    try:
+        earlier = json.loads((path / "resolved.json").read_text(encoding="utf-8")).get("command", command)
+    except (OSError, ValueError):
+        return
+    if worth_keeping and earlier != command:
+        raise ConfigError(f"{path} holds a run of `seedthink {earlier}`; choose another --run.name for `{command}`")
 
 
 def _refusal(path: Path, changes: Sequence[Change]) -> str:

@@ -133,6 +133,12 @@ class Toy:
     def exit(self) -> None:
         os._exit(3)
 
+    @remote(ONE_TO_ALL)
+    def exit_on(self, rank: int) -> None:
+        if self.place.rank == rank:
+            os._exit(3)
+        time.sleep(60)
+
 
 class Counter:
     """Counts to a target, one step a call; its state is a file, as a run's is its checkpoint."""

@@ -113,6 +113,18 @@ def test_a_finished_evaluation_is_kept_when_the_next_begins(tmp_path: Path) -> N
     assert (tmp_path / "eval-1" / "summary.json").exists()
 
 
+def test_one_command_does_not_replace_what_another_worked_for(tmp_path: Path) -> None:
+    path = begun(tmp_path)
+    evaluation = load(None, EvalConfig, {"run.folder": str(tmp_path), "run.name": "rl"})
+    with pytest.raises(ConfigError, match=r"holds a run of `seedthink rl`; choose another --run.name for `eval`"):
+        open_run(evaluation, "eval")
+    with pytest.raises(ConfigError, match=r"choose another --run.name for `sft`"):
+        open_run(config(tmp_path), "sft")
+    assert len(read_lines(path / "metrics.jsonl")) == 4
+    open_run(config(tmp_path, **{"run.resume": "fresh"}), "sft").close()
+    assert len(read_lines(path.with_name("rl-1") / "metrics.jsonl")) == 4
+
+
 def test_two_processes_cannot_hold_one_folder(tmp_path: Path) -> None:
     first = open_run(config(tmp_path), "rl")
     with pytest.raises(RunError, match="in use by process"):
