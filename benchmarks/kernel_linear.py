@@ -25,8 +25,9 @@ from torch.nn.functional import linear as torch_linear
 from turns import environment, processor_seconds
 
 from seedthink import _C
+from seedthink.kernels.experts import experts
 from seedthink.kernels.linear import linear, linear_packed
-from seedthink.kernels.moe import Routing, experts, route
+from seedthink.kernels.route import Routing, route
 from seedthink.kernels.packing import forget, panels_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
