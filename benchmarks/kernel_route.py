@@ -1,12 +1,12 @@
 """Routing, permute and the gather-combine against torch and a warm copy of the same bytes, in turns in one process.
 
 Every way is checked before it is timed. Peers, each eager and compiled (inductor), all from float32 logits:
-- dispatch: softmax, topk, normalised weights, the counts, the order of the rows, and the rows themselves. "argsort" sorts
+- dispatch: softmax, topk, normalised weights, counts, the order of the rows, and the rows themselves. "argsort" sorts
   the flat ids and gathers with index_select (transformers' grouped path), "map" is Megatron's routing map with
   masked_select.
 - combine: "view_sum" multiplies and gathers all rows and sums over K (transformers' grouped path), "index_add" adds
   weighted rows into zeros (transformers' eager experts), "scatter_add" is Megatron's unpermute, "embedding_bag" is the
-  operation of torch that fits best, which neither uses.
+  operation of torch that fits best, which neither uses. Weights have the dtype of the rows, as in transformers.
 Two clocks: "fresh" allocates its results, as a call in Python does (the kernel hands out zeroed pages meanwhile, which
 costs both sides the same); "into" writes into warm memory, where torch has an `out=`. The copy moves the same number of
 bytes (read and written) between warm arrays with torch on the same threads, half of them each way.
@@ -26,7 +26,7 @@ from turns import environment, in_turns, save
 
 from seedthink import _C
 from seedthink.kernels.permute import permute, reference_unpermute, unpermute
-from seedthink.kernels.route import Routing, route
+from seedthink.kernels.route import route
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # name, T, E, K, rule of the router: the issue's shape, then DeepSeek-V3's
@@ -103,26 +103,26 @@ def combine_view_sum(y_RD: Tensor, weight_TK: Tensor, row_TK: Tensor, token_R: T
     row = row_TK.reshape(-1)
     weight_R = torch.empty_like(weight_TK).reshape(-1).scatter_(0, row, weight_TK.reshape(-1))
     weighted = y_RD * weight_R[:, None]
-    return weighted[row].view(*row_TK.shape, -1).sum(1).to(y_RD.dtype)
+    return weighted[row].view(*row_TK.shape, -1).sum(1)
 
 
 def combine_index_add(y_RD: Tensor, weight_TK: Tensor, row_TK: Tensor, token_R: Tensor) -> Tensor:
     """Weighted rows added into zeros, in the dtype of the rows."""
     weight_R = torch.empty_like(weight_TK).reshape(-1).scatter_(0, row_TK.reshape(-1), weight_TK.reshape(-1))
     zeros = torch.zeros(len(row_TK), y_RD.shape[1], dtype=y_RD.dtype)
-    return zeros.index_add_(0, token_R, (y_RD * weight_R[:, None]).to(y_RD.dtype))
+    return zeros.index_add_(0, token_R, y_RD * weight_R[:, None])
 
 
 def combine_scatter_add(y_RD: Tensor, weight_TK: Tensor, row_TK: Tensor, token_R: Tensor) -> Tensor:
     """The same by scatter_add_."""
     weight_R = torch.empty_like(weight_TK).reshape(-1).scatter_(0, row_TK.reshape(-1), weight_TK.reshape(-1))
     zeros = torch.zeros(len(row_TK), y_RD.shape[1], dtype=y_RD.dtype)
-    return zeros.scatter_add_(0, token_R[:, None].expand_as(y_RD), (y_RD * weight_R[:, None]).to(y_RD.dtype))
+    return zeros.scatter_add_(0, token_R[:, None].expand_as(y_RD), y_RD * weight_R[:, None])
 
 
 def combine_bag(y_RD: Tensor, weight_TK: Tensor, row_TK: Tensor, token_R: Tensor) -> Tensor:
     """The weighted sum of K gathered rows as one call of torch."""
-    return embedding_bag(row_TK, y_RD, mode="sum", per_sample_weights=weight_TK.to(y_RD.dtype))
+    return embedding_bag(row_TK, y_RD, mode="sum", per_sample_weights=weight_TK)
 
 
 COMBINES = {
@@ -159,13 +159,12 @@ def measure_router(
     logits = torch.randn(tokens, experts)
     if rule:
         rule = {**rule, "scale": 2.5, "bias_E": torch.randn(experts) / 50}
-        settings = (k, rule["bias_E"], rule["groups"], rule["topk_groups"])
-        choose: Callable[[Tensor], tuple[Tensor, Tensor]] = lambda logits: grouped_router(logits, *settings)  # noqa: E731
-    else:
-        choose = lambda logits: eager_router(logits, k)  # noqa: E731
 
     def peer(logits: Tensor) -> tuple[Tensor, ...]:
-        weight, ids = choose(logits)
+        if rule:
+            weight, ids = grouped_router(logits, k, rule["bias_E"], rule["groups"], rule["topk_groups"])
+        else:
+            weight, ids = eager_router(logits, k)
         return weight, *places(ids, experts)
 
     compiled, routing = torch.compile(peer), route(logits, k, **rule)
@@ -226,7 +225,7 @@ def measure_combine(dtype: str, samples: int, patience: int) -> dict[str, Any]:
     routing = route(torch.randn(tokens, experts), k)
     y = torch.randn(tokens * k, width).to(DTYPES[dtype])
     exact = reference_unpermute(y, routing._replace(weight_TK=routing.weight_TK.double()))
-    arguments = (y, routing.weight_TK, routing.row_TK.long(), routing.token_R.long())
+    arguments = (y, routing.weight_TK.to(y.dtype), routing.row_TK.long(), routing.token_R.long())
     peers: dict[str, Callable[..., Tensor]] = {}
     for name, peer in COMBINES.items():
         peers |= {f"{name}_eager": peer, f"{name}_inductor": torch.compile(peer)}
@@ -272,6 +271,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     _C.set_threads(options.threads)
+    torch.manual_seed(0)
     surroundings, rows = environment(), []
     for router in ROUTERS:
         rows.append(measure_router(*router, options.samples, options.patience))

@@ -1,10 +1,10 @@
 """Routing of a mixture of experts: from the router's logits to each token's experts, weights and rows in one call.
 
-Scores are softmax(logits) or sigmoid(logits). The k experts of a token are those of the largest score + bias, ties to the
+Scores are softmax(logits) or sigmoid(logits). A token's k experts are those of the largest score + bias, ties to the
 smaller id, where the bias (aux-loss-free balancing, arXiv:2408.15664) moves the choice and never a weight; with groups
-they come from the groups whose two best have the largest sum (DeepSeek-V3, arXiv:2412.19437, section 2.1.2). A weight is
-the score, divided by the sum of the chosen ones where `norm_topk` asks for it, times `scale`. Rows of an expert stand
-in token order. The losses that keep a router even and its logits small are here too.
+they come from the groups whose two best have the largest sum (DeepSeek-V3, arXiv:2412.19437, section 2.1.2). Its weight
+is the score, divided by the sum of the chosen ones where `norm_topk` asks for it, times `scale`. Rows of an expert
+stand in token order. The losses that keep a router even and its logits small are here too.
 """
 
 from __future__ import annotations
@@ -85,10 +85,11 @@ def route(
 ) -> Routing:
     """Choose k of E experts for each token. logits_TE: float32 [T, E]; the weights are differentiable in them.
 
-    norm_topk: divide the k chosen scores by their sum. scale: factor of all weights, above 0. bias_E: float32 [E], finite,
-    added to the scores for the choice alone; it gets no gradient. groups: cuts the experts into that many equal runs of
-    ids, of which the best topk_groups are kept. Without bias and groups logits are compared, which never tie by rounding.
-    Raises ValueError for NaN or +inf logits or a row with nothing finite (naming the row), for a k outside 1..E or above
+    norm_topk: divide the k chosen scores by their sum. scale: factor of all weights, above 0. bias_E: float32 [E],
+    finite, added to the scores for the choice alone; it gets no gradient. groups: cuts the experts into so many equal
+    runs of ids, of which the best topk_groups are kept. Without bias and groups logits are compared: scores grow with
+    them, and logits never tie by rounding.
+    Raises ValueError for NaN or +inf logits or a row with nothing finite (naming the row), for k outside 1..E or above
     the experts that the groups leave, and for another value, dtype or shape that does not fit, naming the argument.
     """
     weight_TK, ids_TK, *places = _route(logits_TE, k, score, norm_topk, scale, bias_E, groups, topk_groups)
@@ -126,8 +127,8 @@ def sequence_balance_loss(
 ) -> Tensor:
     """The balance loss within each sequence, summed over sequences and divided by `sequences` (DeepSeek-V3, 17 to 20).
 
-    f and P are those of one sequence; sequences is the number of sequences in the mini-batch, so that cutting it between
-    sequences changes nothing. Sequence b is rows cu_seqlens_B1[b]..cu_seqlens_B1[b + 1]; empty ones add nothing.
+    f and P are those of one sequence; sequences is the number of sequences in the mini-batch, so that cutting it
+    between sequences changes nothing. Sequence b is rows cu_seqlens_B1[b]..cu_seqlens_B1[b + 1]; empty ones add none.
     """
     experts, k = logits_TE.shape[1], ids_TK.shape[1]
     lengths_B = cu_seqlens_B1.diff()

@@ -85,8 +85,19 @@ inline float fma(float a, float b, float c) {
 #endif
 }
 
-inline vf max(vf a, vf b) { return a > b ? a : b; }
-inline vf min(vf a, vf b) { return a < b ? a : b; }
+// a > b ? a : b and a < b ? a : b for NaN and zeros of both signs, too. (A mask of ones, because GCC 12 warns otherwise.)
+inline vf max(vf a, vf b) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
+#endif
+  return a > b ? a : b;
+}
+inline vf min(vf a, vf b) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b);
+#endif
+  return a < b ? a : b;
+}
 
 // Reductions over the lanes by a fixed tree: 8 + 8, 4 + 4, 2 + 2, 1 + 1.
 constexpr vi kSwap8 = {8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7};

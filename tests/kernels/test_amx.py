@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from seedthink import _C
-from seedthink.kernels.linear import linear
 from seedthink.kernels.experts import experts
+from seedthink.kernels.linear import linear
 from seedthink.kernels.route import route
 
 ROOT = Path(__file__).parents[2]

@@ -90,7 +90,9 @@ def test_a_group_is_judged_by_its_two_best_experts() -> None:
     scores = torch.tensor([[0.9, 0.1, 0.1, 0.6, 0.5, 0.1]])
     routing = route(scores.logit(), 2, score="sigmoid", groups=2, topk_groups=1)
     assert routing.ids_TK.tolist() == [[3, 4]]
-    biased = route(scores.logit(), 2, score="sigmoid", groups=2, topk_groups=1, bias_E=torch.tensor([0.0, 0.2, 0, 0, 0, 0]))
+    biased = route(
+        scores.logit(), 2, score="sigmoid", groups=2, topk_groups=1, bias_E=torch.tensor([0.0, 0.2, 0, 0, 0, 0])
+    )
     assert biased.ids_TK.tolist() == [[0, 1]]  # 0.9 + 0.3 against 0.6 + 0.5
     single = route(scores.logit(), 2, score="sigmoid", groups=6, topk_groups=3)  # groups of one: the best experts
     assert single.ids_TK.tolist() == [[0, 3]]
@@ -286,7 +288,10 @@ def test_the_operator_passes_opcheck(kind: int) -> None:
 def test_routing_compiles_to_the_same_bits() -> None:
     logits = draw(20, 8)
     compiled = torch.compile(lambda x: tuple(route(x, 2, score="sigmoid", scale=2.5)), fullgraph=True, backend="eager")
-    assert all(torch.equal(one, two) for one, two in zip(compiled(logits), route(logits, 2, score="sigmoid", scale=2.5), strict=True))
+    assert all(
+        torch.equal(one, two)
+        for one, two in zip(compiled(logits), route(logits, 2, score="sigmoid", scale=2.5), strict=True)
+    )
 
 
 def test_the_balance_loss_by_hand() -> None:
@@ -342,5 +347,3 @@ def test_the_z_loss_by_hand() -> None:
     ours = logits[1:2].clone().requires_grad_()
     z_loss(ours, 1.0).backward()
     torch.testing.assert_close(ours.grad, torch.full((1, 2), 1 + log2))  # 2 lse * softmax
-
-
