@@ -25,9 +25,10 @@ from torch.nn.functional import linear as torch_linear
 from turns import environment, processor_seconds
 
 from seedthink import _C
+from seedthink.kernels.experts import experts
 from seedthink.kernels.linear import linear, linear_packed
-from seedthink.kernels.moe import Routing, experts, route
 from seedthink.kernels.packing import forget, panels_of
+from seedthink.kernels.route import Routing, route
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SHAPES = [(128, 128), (256, 256), (256, 512), (512, 256), (1024, 1024)]  # (K, N)

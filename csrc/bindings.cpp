@@ -132,6 +132,10 @@ PYBIND11_MODULE(_C, m) {
   // moe
   ST_DEF(route_forward);
   ST_DEF(route_backward);
+  ST_DEF(permute_forward);
+  ST_DEF(permute_backward);
+  ST_DEF(unpermute_forward);
+  ST_DEF(unpermute_backward);
   ST_DEF(experts_forward);
   ST_DEF(experts_backward);
 

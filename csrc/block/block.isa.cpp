@@ -109,7 +109,7 @@ void sparse_step(const View& x_TD, const View& norm_D, double eps, const View& r
   const View token = buffers.ints({T * K}), out = buffers.floats({T * K, D});
   rms_norm_forward(x_TD, norm_D, eps, h_TD, rstd_T);
   linear_forward(h_TD, router_panels, logits);
-  route_forward(logits, norm_topk, ids, weight, counts, offsets, row, token);
+  route_forward(logits, View{}, false, norm_topk, 1., 1, 1, ids, weight, counts, offsets, row, token);
   experts_forward(h_TD, weight, offsets, row, token, gate_up_panels, down_panels, width, View{}, out, y_TD);
   add_to(x_TD, y_TD);
 }

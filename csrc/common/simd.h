@@ -85,8 +85,19 @@ inline float fma(float a, float b, float c) {
 #endif
 }
 
-inline vf max(vf a, vf b) { return a > b ? a : b; }
-inline vf min(vf a, vf b) { return a < b ? a : b; }
+// a > b ? a : b and a < b ? a : b for NaN and zeros of both signs, too. (A mask of ones, because GCC 12 warns otherwise.)
+inline vf max(vf a, vf b) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
+#endif
+  return a > b ? a : b;
+}
+inline vf min(vf a, vf b) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b);
+#endif
+  return a < b ? a : b;
+}
 
 // Reductions over the lanes by a fixed tree: 8 + 8, 4 + 4, 2 + 2, 1 + 1.
 constexpr vi kSwap8 = {8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7};
@@ -108,21 +119,23 @@ inline float reduce_max(vf v) {
   return v[0];
 }
 
-// exp with about 1 ulp of error on [-87, 88]; below it underflows to 0, above it is +inf; NaN stays NaN.
-inline vf exp(vf x) {
+// exp with about 1 ulp of error on [-87, 88]; below it underflows to 0, above it is +inf; NaN stays NaN. madd(a, b, c)
+// is a * b + c in the caller's way of rounding.
+template <typename Madd>
+inline vf exp_by(const Madd& madd, vf x) {
   const vf log2e = splat(1.44269504088896341f), ln2_hi = splat(0.693359375f), ln2_lo = splat(-2.12194440e-4f);
   const vf clamped = max(min(x, splat(88.7228f)), splat(-87.3365f));
   const vf magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to the nearest integer
-  const vf n = fma(clamped, log2e, magic) - magic;
-  vf r = fma(n, -ln2_hi, clamped);
-  r = fma(n, -ln2_lo, r);
+  const vf n = madd(clamped, log2e, magic) - magic;
+  vf r = madd(n, -ln2_hi, clamped);
+  r = madd(n, -ln2_lo, r);
   vf p = splat(1.9875691500e-4f);
-  p = fma(p, r, splat(1.3981999507e-3f));
-  p = fma(p, r, splat(8.3334519073e-3f));
-  p = fma(p, r, splat(4.1665795894e-2f));
-  p = fma(p, r, splat(1.6666665459e-1f));
-  p = fma(p, r, splat(5.0000001201e-1f));
-  p = fma(p, r * r, r) + splat(1.f);
+  p = madd(p, r, splat(1.3981999507e-3f));
+  p = madd(p, r, splat(8.3334519073e-3f));
+  p = madd(p, r, splat(4.1665795894e-2f));
+  p = madd(p, r, splat(1.6666665459e-1f));
+  p = madd(p, r, splat(5.0000001201e-1f));
+  p = madd(p, r * r, r) + splat(1.f);
   const vi exponent = __builtin_convertvector(n, vi);
   // 2^n in two halves, so that n = 128 and the subnormals do not overflow the exponent field.
   const vi half = exponent >> 1;
@@ -134,7 +147,15 @@ inline vf exp(vf x) {
   return x == x ? y : x;
 }
 
+inline vf exp(vf x) {
+  return exp_by([](vf a, vf b, vf c) { return fma(a, b, c); }, x);
+}
 inline float exp(float x) { return exp(splat(x))[0]; }
+
+// The same bits in every instruction set, where a choice hangs on them: products are rounded before they are added.
+inline vf exp_unfused(vf x) {
+  return exp_by([](vf a, vf b, vf c) { return a * b + c; }, x);
+}
 
 inline uint16_t round_bf16(float x) {
   uint32_t u;

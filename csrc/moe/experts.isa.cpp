@@ -4,6 +4,7 @@
 #include "common/pool.h"
 #include "linear/gemm.h"
 #include "moe/moe.h"
+#include "moe/rows.h"
 
 namespace seedthink::ST_ISA {
 namespace {
@@ -31,25 +32,6 @@ std::vector<Unit> cut(const int32_t* offsets, int64_t first, int64_t last) {
       units.push_back({e, offsets[e] + rows * i / parts, offsets[e] + rows * (i + 1) / parts});
   }
   return units;
-}
-
-// y[t] = sum over the k rows of a token, in expert order, of weight * row; a null weight counts as one.
-void combine(const float* rows, const int32_t* row_TK, const float* weight_TK, int64_t T, int64_t K, int64_t D,
-             float* y) {
-  parallel(T, 1 + 32768 / (K * D + 1), [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      const int32_t* row = row_TK + t * K;
-      if (t + kAhead < end)
-        for (int64_t k = 0; k < K; ++k) prefetch(rows + row[kAhead * K + k] * D, D);
-      for_vectors(D, [&](int64_t i, int live) {
-        vf acc = splat(0.f);
-        for (int64_t k = 0; k < K; ++k)
-          acc = fma(splat(weight_TK != nullptr ? weight_TK[t * K + k] : 1.f),
-                    load_some(rows + row[k] * D + i, live), acc);
-        store_some(y + t * D + i, acc, live);
-      });
-    }
-  });
 }
 
 // The rows of x that a unit's tokens name, as cells one after the other.
@@ -205,16 +187,12 @@ Sizes check_routing(const View& x_TD, const View& weight_TK, const View& offsets
   n.T = x_TD.size[0], n.D = x_TD.size[1];
   weight_TK.check("routing.weight_TK", Dtype::f32, {n.T, -1});
   n.K = weight_TK.size[1], n.R = n.T * n.K;
-  row_TK.check("routing.row_TK", Dtype::i32, {n.T, n.K});
-  token_R.check("routing.token_R", Dtype::i32, {n.R});
   offsets_E1.check("routing.offsets_E1", Dtype::i32, {-1});
   n.E = offsets_E1.size[0] - 1;
-  const int32_t *offsets = offsets_E1.as<int32_t>(), *row = row_TK.as<int32_t>(), *token = token_R.as<int32_t>();
+  const int32_t* offsets = offsets_E1.as<int32_t>();
   ST_CHECK(n.E >= 1 && offsets[0] == 0 && offsets[n.E] == n.R, "routing.offsets_E1: must run from 0 to T * K = ", n.R);
   for (int64_t e = 0; e < n.E; ++e) ST_CHECK(offsets[e] <= offsets[e + 1], "routing.offsets_E1: must not descend");
-  for (int64_t i = 0; i < n.R; ++i)
-    ST_CHECK(row[i] >= 0 && row[i] < n.R && token[row[i]] == i / n.K, "routing.row_TK: entry ", i,
-             " is not a row of its token");
+  check_rows(row_TK, token_R, n.T, n.K);
   return n;
 }
 
@@ -242,7 +220,7 @@ void experts_forward(const View& x_TD, const View& weight_TK, const View& offset
   with_kind(n.half, [&](auto kind) {
     forward<decltype(kind)>(n, x_TD, offsets_E1, token_R, gate_up_panels, down_panels, hidden_R_2I, out_RD);
   });
-  combine(out_RD.as<float>(), row_TK.as<int32_t>(), weight_TK.as<float>(), n.T, n.K, n.D, y_TD.as<float>());
+  combine<Floats>(out_RD.as<float>(), row_TK.as<int32_t>(), weight_TK.as<float>(), n.T, n.K, n.D, y_TD.as<float>());
 }
 
 void experts_backward(const View& dy_TD, const View& x_TD, const View& weight_TK, const View& offsets_E1,
@@ -282,7 +260,7 @@ void experts_backward(const View& dy_TD, const View& x_TD, const View& weight_TK
                    dgate_up_E_2I_D.as<float>(),
                    ddown_E_D_I.as<float>()};
   with_kind(n.half, [&](auto kind) { backward<decltype(kind)>(n, p, W); });
-  combine(p.drow_RD, p.row_TK, nullptr, n.T, n.K, n.D, dx_TD.as<float>());
+  combine<Floats>(p.drow_RD, p.row_TK, nullptr, n.T, n.K, n.D, dx_TD.as<float>());
 }
 
 }  // namespace seedthink::ST_ISA

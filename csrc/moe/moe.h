@@ -1,4 +1,5 @@
-// Routing and the experts' SwiGLU MLPs, forward and backward. Shapes and formulas stand in kernels/moe.py.
+// Routing, the way of rows to the experts and back, and the experts' SwiGLU MLPs, forward and backward. Shapes and
+// formulas stand in kernels/route.py, kernels/permute.py and kernels/experts.py.
 //
 // Rows of the experts (R = T * K) stand expert by expert, in token order within an expert. Panels are packed by
 // csrc/linear. Workspaces come from the caller; absent optional tensors (None) switch the part they belong to off.
@@ -7,10 +8,20 @@
 #include "common/isa.h"
 #include "common/view.h"
 
-ST_DECLARE(void route_forward(const View& logits_TE, bool norm_topk, const View& ids_TK, const View& weight_TK,
+// bias may be None. sigmoid: the scores are sigmoids, not a softmax.
+ST_DECLARE(void route_forward(const View& logits_TE, const View& bias_E, bool sigmoid, bool norm_topk, double scale,
+                              int64_t groups, int64_t topk_groups, const View& ids_TK, const View& weight_TK,
                               const View& counts_E, const View& offsets_E1, const View& row_TK, const View& token_R))
 ST_DECLARE(void route_backward(const View& dweight_TK, const View& logits_TE, const View& ids_TK, const View& weight_TK,
-                               bool norm_topk, const View& dlogits_TE))
+                               bool sigmoid, bool norm_topk, double scale, const View& dlogits_TE))
+
+// Rows are float32 or bfloat16, of one dtype in a call.
+ST_DECLARE(void permute_forward(const View& x_TD, const View& row_TK, const View& token_R, const View& x_RD))
+ST_DECLARE(void permute_backward(const View& dx_RD, const View& row_TK, const View& token_R, const View& dx_TD))
+ST_DECLARE(void unpermute_forward(const View& y_RD, const View& weight_TK, const View& row_TK, const View& token_R,
+                                  const View& y_TD))
+ST_DECLARE(void unpermute_backward(const View& dy_TD, const View& y_RD, const View& weight_TK, const View& row_TK,
+                                   const View& token_R, const View& dy_RD, const View& dweight_TK))
 
 // width is I. hidden keeps the gate and up products for the backward, None where no gradient is wanted; out is
 // workspace.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from seedthink.kernels.attention import attend_packed
-from seedthink.kernels.moe import Routing
+from seedthink.kernels.route import Routing
 
 
 class Context(Protocol):

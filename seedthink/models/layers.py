@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from seedthink.kernels.activation import swiglu
 from seedthink.kernels.block import PagedBatch, attention_step, dense_step, sparse_step
+from seedthink.kernels.experts import experts
 from seedthink.kernels.heads import split_heads
 from seedthink.kernels.linear import linear
-from seedthink.kernels.moe import experts, route
 from seedthink.kernels.norm import add_rms_norm, rms_norm
+from seedthink.kernels.route import route
 from seedthink.models.config import ModelConfig
 from seedthink.models.context import Context
 
@@ -86,7 +87,7 @@ class SparseMoE(nn.Module):
     def forward(self, x_TD: Tensor, context: Context) -> Tensor:
         """x_TD -> y_TD; the context is told the routing."""
         logits_TE = linear(x_TD, self.router_ED, torch.float32)
-        routing = route(logits_TE, self.k, self.norm_topk)
+        routing = route(logits_TE, self.k, norm_topk=self.norm_topk)
         context.note_routing(self.layer, routing, logits_TE)
         return experts(x_TD, routing, self.gate_up_E_2I_D, self.down_E_D_I, self.compute)
 

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from seedthink import _C
+from seedthink.kernels.experts import experts
 from seedthink.kernels.linear import linear
-from seedthink.kernels.moe import experts, route
+from seedthink.kernels.route import route
 
 ROOT = Path(__file__).parents[2]
 SHAPES = [(1, 1), (31, 7), (32, 16), (33, 65), (64, 64), (129, 83), (95, 130)]  # (K, N)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from seedthink.models.balance import balance_loss, expert_fraction
+from seedthink.kernels.route import balance_loss, expert_fraction
 from seedthink.models.config import ModelConfig
 from seedthink.models.context import PackedContext, packed_positions
 from seedthink.models.qwen3 import Transformer
@@ -67,23 +67,6 @@ def test_the_balance_loss_reaches_the_router_through_the_context() -> None:
     sum(losses).backward()
     assert [layer for layer, _, _ in watched.router] == [0, 2]
     assert all(model.blocks[layer].mlp.router_ED.grad.abs().sum() > 0 for layer in (0, 2))
-
-
-def test_the_balance_loss_by_hand() -> None:
-    even = balance_loss(torch.zeros(3, 2), torch.tensor([0.5, 0.5]), 3.0)
-    assert even.item() == pytest.approx(1.0)
-    logits = torch.log(torch.tensor([[0.75, 0.25], [0.5, 0.5], [0.1, 0.9]]))
-    masked = balance_loss(logits, torch.tensor([1.0, 0.0]), 2.0, torch.tensor([1.0, 1.0, 0.0]))
-    assert masked.item() == pytest.approx(2 * (0.75 + 0.5) / 2)
-    assert expert_fraction(torch.tensor([3, 1], dtype=torch.int32)).tolist() == [0.75, 0.25]
-    assert expert_fraction(torch.zeros(2, dtype=torch.int32)).tolist() == [0.0, 0.0]
-
-
-def test_the_balance_loss_does_not_depend_on_the_cut_into_micro_batches() -> None:
-    logits, fraction = torch.randn(10, 4, dtype=torch.float64), torch.tensor([0.4, 0.3, 0.2, 0.1])
-    whole = balance_loss(logits, fraction, 10.0)
-    parts = [balance_loss(part, fraction, 10.0) for part in logits.split((3, 7))]
-    assert torch.allclose(whole, parts[0] + parts[1], rtol=1e-12)
 
 
 def test_initial_weights_depend_on_the_seed_and_not_on_threads() -> None:

@@ -1,14 +1,13 @@
-"""Mixture of experts: routing (softmax, top-k, expert order) and the experts' SwiGLU MLPs.
+"""The experts' SwiGLU MLPs over routed rows, with the way to the experts and back inside.
 
-p = softmax(logits); the k largest are chosen, ties to the smaller expert id; y_t = sum over the chosen experts, in
-order of id and in fp32, of weight * down(silu(gate x) * up x). Rows of an expert stand in token order. A row has the
-same bits whatever other rows its expert has (the contract of kernels/linear.py), so no token moves another's output.
+y_t = sum over the chosen experts, in order of id and in fp32, of weight * down(silu(gate x) * up x). A row has the same
+bits whatever other rows its expert has (the contract of kernels/linear.py), so no token moves another's output.
 """
 
 from __future__ import annotations
 
 import itertools
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,36 +16,9 @@ from seedthink import _C
 from seedthink.kernels.linear import reference_linear
 from seedthink.kernels.packing import panels_of
 from seedthink.kernels.registry import define, wants_operator
+from seedthink.kernels.route import Routing
 
 _ROWS_AT_A_TIME = 2048  # rows whose gradients the backward holds at once: few enough to stay in the last cache
-
-
-class Routing(NamedTuple):
-    """Where each token goes. R = T * K rows stand expert by expert, in token order within an expert."""
-
-    ids_TK: Tensor  # int32, ascending within a token
-    weight_TK: Tensor  # float32, differentiable with respect to the logits
-    counts_E: Tensor  # int32, rows of each expert
-    offsets_E1: Tensor  # int32, first row of each expert; the last entry is R
-    row_TK: Tensor  # int32, the row of (t, k)
-    token_R: Tensor  # int32, the token of a row
-
-
-def reference_route(logits_TE: Tensor, k: int, norm_topk: bool = True) -> Routing:
-    """The contract of `route` in torch, in the dtype of the logits."""
-    experts = logits_TE.shape[1]
-    scores_TE = logits_TE.softmax(dim=-1)
-    order_TE = torch.sort(logits_TE.detach(), dim=-1, descending=True, stable=True).indices
-    ids_TK = order_TE[:, :k].sort(dim=-1).values
-    weight_TK = scores_TE.gather(1, ids_TK)
-    if norm_topk:
-        weight_TK = weight_TK / weight_TK.sum(dim=-1, keepdim=True)
-    flat_R = ids_TK.reshape(-1)
-    slot_R = torch.sort(flat_R, stable=True).indices
-    row_TK = torch.empty_like(slot_R).scatter_(0, slot_R, torch.arange(slot_R.numel())).reshape(ids_TK.shape)
-    counts_E = torch.bincount(flat_R, minlength=experts)
-    offsets_E1 = torch.cat([counts_E.new_zeros(1), counts_E.cumsum(0)])
-    return Routing(ids_TK.int(), weight_TK, counts_E.int(), offsets_E1.int(), row_TK.int(), (slot_R // k).int())
 
 
 def reference_experts(
@@ -70,16 +42,6 @@ def reference_experts(
     for k in range(routing.ids_TK.shape[1]):
         y_TD = y_TD + routing.weight_TK[:, k : k + 1] * out_RD[routing.row_TK[:, k].long()]
     return y_TD
-
-
-def route(logits_TE: Tensor, k: int, norm_topk: bool = True) -> Routing:
-    """Choose k of E experts for each token. logits: float32 [T, E].
-
-    norm_topk: divide the k chosen scores by their sum. Raises ValueError for NaN or +inf logits (naming the row), for k
-    outside 1..E and for a wrong dtype or shape.
-    """
-    weight_TK, ids_TK, *places = _route(logits_TE, k, norm_topk)
-    return Routing(ids_TK, weight_TK, *places)
 
 
 def experts(
@@ -110,45 +72,6 @@ def _check_shapes(x_TD: Tensor, routing: Routing, gate_up: Tensor, down: Tensor)
     wanted = [down.shape[0], 2 * down.shape[2], x_TD.shape[1]]
     if list(gate_up.shape) != wanted:
         raise ValueError(f"gate_up: expected shape {wanted} to match x and down, got {list(gate_up.shape)}")
-
-
-def _route_forward(logits_TE: Tensor, k: int, norm_topk: bool) -> tuple[Tensor, ...]:
-    if logits_TE.dim() != 2:
-        raise ValueError(f"logits: expected 2 dimensions, got {logits_TE.dim()}")
-    if not 1 <= k <= logits_TE.shape[1]:
-        raise ValueError(f"k: {k} is not between 1 and the number of experts, {logits_TE.shape[1]}")
-    tokens, count = logits_TE.shape
-    ids_TK = torch.empty((tokens, k), dtype=torch.int32)
-    weight_TK = torch.empty((tokens, k), dtype=torch.float32)
-    counts_E, offsets_E1 = torch.empty(count, dtype=torch.int32), torch.empty(count + 1, dtype=torch.int32)
-    row_TK, token_R = torch.empty_like(ids_TK), torch.empty(tokens * k, dtype=torch.int32)
-    _C.route_forward(logits_TE, norm_topk, ids_TK, weight_TK, counts_E, offsets_E1, row_TK, token_R)
-    return weight_TK, ids_TK, counts_E, offsets_E1, row_TK, token_R
-
-
-def _route_shapes(logits: Tensor, k: int, norm_topk: bool) -> tuple[Tensor, ...]:
-    tokens, count = logits.shape
-    ids = logits.new_empty((tokens, k), dtype=torch.int32)
-    flat = logits.new_empty(tokens * k, dtype=torch.int32)
-    sizes = [logits.new_empty(n, dtype=torch.int32) for n in (count, count + 1)]
-    return logits.new_empty((tokens, k)), ids, *sizes, torch.empty_like(ids), flat
-
-
-def _save_route(ctx: Any, inputs: tuple[Tensor, int, bool], output: tuple[Tensor, ...]) -> None:
-    logits_TE, _, ctx.norm_topk = inputs
-    weight_TK, ids_TK, *rest = output
-    ctx.mark_non_differentiable(ids_TK, *rest)
-    ctx.save_for_backward(logits_TE, ids_TK, weight_TK)
-
-
-def _route_backward(ctx: Any, dweight_TK: Tensor, *rest: Tensor) -> tuple[Tensor, None, None]:
-    return _route_grad(dweight_TK.contiguous(), *ctx.saved_tensors, ctx.norm_topk), None, None
-
-
-def _route_grad_cpu(dweight: Tensor, logits: Tensor, ids: Tensor, weight: Tensor, norm_topk: bool) -> Tensor:
-    dlogits = torch.empty_like(logits)
-    _C.route_backward(dweight, logits, ids, weight, norm_topk, dlogits)
-    return dlogits
 
 
 def _run_experts(
@@ -210,18 +133,6 @@ def _experts_grad_cpu(
     return grads
 
 
-_route = define(
-    "route(Tensor logits, int k, bool norm_topk) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    cpu=_route_forward,
-    fake=_route_shapes,
-    backward=_route_backward,
-    setup_context=_save_route,
-)
-_route_grad = define(
-    "route_backward(Tensor grad, Tensor logits, Tensor ids, Tensor weight, bool norm_topk) -> Tensor",
-    cpu=_route_grad_cpu,
-    fake=lambda grad, logits, ids, weight, norm_topk: torch.empty_like(logits),
-)
 _experts = define(
     "experts(Tensor x, Tensor weight, Tensor offsets, Tensor row, Tensor token, Tensor gate_up, Tensor down, "
     "ScalarType compute) -> (Tensor, Tensor)",
