@@ -7,7 +7,7 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <iterator>
+#include <numeric>
 #include <queue>
 #include <utility>
 #include <vector>
@@ -24,19 +24,24 @@ class Differencing {
 
   // Each item alone: the sizes of the parts come out as they may.
   std::vector<std::vector<int64_t>> free_sizes() {
-    for (int64_t i = 0; i < items(); ++i) push({{cost_[i], i}});
+    for (int64_t i = 0; i < items(); ++i) start({{cost_[i], i}}, i);
     return combine_all();
   }
 
   // Runs of `parts` items of like cost, the largest first; each run gives every part one item, a short last run (the
   // smallest items) gives some parts none.
   std::vector<std::vector<int64_t>> equal_sizes() {
-    std::vector<int64_t> order(last_);
+    std::vector<int64_t> order(items());
+    std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return cost_[a] > cost_[b]; });
     for (int64_t begin = 0; begin < items(); begin += parts_) {
       std::vector<Set> run;
-      for (int64_t i = begin; i < std::min(items(), begin + parts_); ++i) run.push_back({cost_[order[i]], order[i]});
-      push(std::move(run));
+      int64_t first = order[begin];
+      for (int64_t i = begin; i < std::min(items(), begin + parts_); ++i) {
+        run.push_back({cost_[order[i]], order[i]});
+        first = std::min(first, order[i]);
+      }
+      start(std::move(run), first);
     }
     return combine_all();
   }
@@ -63,19 +68,21 @@ class Differencing {
   int64_t items() const { return static_cast<int64_t>(next_.size()); }
   static bool fuller(const Set& a, const Set& b) { return a.sum != b.sum ? a.sum > b.sum : a.first < b.first; }
 
-  // Sets that are not there are empty: only the others are kept.
-  void push(std::vector<Set> sets) {
-    const Cost least = static_cast<int64_t>(sets.size()) == parts_ ? sets.back().sum : Cost{};
-    int64_t first = sets.front().first;
-    for (const Set& set : sets) first = std::min(first, set.first);
-    queue_.push({sets.front().sum - least, first, solutions_.size()});
+  void start(std::vector<Set> sets, int64_t first) {
     solutions_.push_back(std::move(sets));
+    push(solutions_.size() - 1, first);
   }
 
-  std::vector<Set> pop() {
-    const size_t at = queue_.top().at;
+  void push(size_t at, int64_t first) {
+    const std::vector<Set>& sets = solutions_[at];
+    const Cost least = static_cast<int64_t>(sets.size()) == parts_ ? sets.back().sum : Cost{};
+    queue_.push({sets.front().sum - least, first, at});
+  }
+
+  Solution pop() {
+    const Solution top = queue_.top();
     queue_.pop();
-    return std::move(solutions_[at]);
+    return top;
   }
 
   Set join(Set a, Set b) {
@@ -89,22 +96,27 @@ class Differencing {
   std::vector<Set> combine(const std::vector<Set>& a, const std::vector<Set>& b) {
     const int64_t in_a = static_cast<int64_t>(a.size()), in_b = static_cast<int64_t>(b.size());
     const int64_t alone_a = std::min(in_a, parts_ - in_b), alone_b = std::min(in_b, parts_ - in_a);
-    std::vector<Set> met, alone, all;
-    for (int64_t i = alone_a; i < in_a; ++i) met.push_back(join(a[i], b[parts_ - 1 - i]));
-    std::sort(met.begin(), met.end(), fuller);
-    std::merge(a.begin(), a.begin() + alone_a, b.begin(), b.begin() + alone_b, std::back_inserter(alone), fuller);
-    std::merge(met.begin(), met.end(), alone.begin(), alone.end(), std::back_inserter(all), fuller);
+    met_.clear();
+    for (int64_t i = alone_a; i < in_a; ++i) met_.push_back(join(a[i], b[parts_ - 1 - i]));
+    std::sort(met_.begin(), met_.end(), fuller);
+    alone_.resize(alone_a + alone_b);
+    std::merge(a.begin(), a.begin() + alone_a, b.begin(), b.begin() + alone_b, alone_.begin(), fuller);
+    std::vector<Set> all(met_.size() + alone_.size());
+    std::merge(met_.begin(), met_.end(), alone_.begin(), alone_.end(), all.begin(), fuller);
     return all;
   }
 
   std::vector<std::vector<int64_t>> combine_all() {
     while (queue_.size() > 1) {
-      const std::vector<Set> wider = pop(), other = pop();
-      push(combine(wider, other));
+      const Solution wider = pop(), other = pop();
+      std::vector<Set> &one = solutions_[wider.at], &two = solutions_[other.at];
+      one = combine(one, two);
+      two = {};
+      push(wider.at, std::min(wider.first, other.first));
     }
     std::vector<std::vector<int64_t>> members(parts_);
     if (queue_.empty()) return members;
-    const std::vector<Set> sets = pop();
+    const std::vector<Set>& sets = solutions_[pop().at];
     for (size_t p = 0; p < sets.size(); ++p)
       for (int64_t i = sets[p].first; i != kNone; i = next_[i]) members[p].push_back(i);
     return members;
@@ -113,7 +125,8 @@ class Differencing {
   const Cost* cost_;
   int64_t parts_;
   std::vector<int64_t> next_, last_;  // next item of the same set; last item of the set that begins with an item
-  std::vector<std::vector<Set>> solutions_;
+  std::vector<std::vector<Set>> solutions_;  // the sets that are not empty, the fullest first
+  std::vector<Set> met_, alone_;              // of combine()
   std::priority_queue<Solution, std::vector<Solution>, Earlier> queue_;
 };
 

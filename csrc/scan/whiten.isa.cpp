@@ -38,7 +38,7 @@ double chained_sum(int64_t n, const F& f) {
 
 // counts(i): whether token i of the piece does.
 template <typename Counts>
-void reduce(const float* x, const Counts& counts, Piece& piece) {
+void reduce_counted(const float* x, const Counts& counts, Piece& piece) {
   const int64_t n = piece.end - piece.begin;
   piece.count = chained_sum(n, [&](int64_t i) { return counts(i) ? 1. : 0.; });
   piece.sum = chained_sum(n, [&](int64_t i) { return counts(i) ? double{x[i]} : 0.; });
@@ -51,9 +51,9 @@ void reduce(const float* x, const Counts& counts, Piece& piece) {
 
 void reduce(const float* x, const uint8_t* mask, Piece& piece) {
   x += piece.begin;
-  if (mask == nullptr) return reduce(x, [](int64_t) { return true; }, piece);
+  if (mask == nullptr) return reduce_counted(x, [](int64_t) { return true; }, piece);
   mask += piece.begin;
-  reduce(x, [mask](int64_t i) { return mask[i] != 0; }, piece);
+  reduce_counted(x, [mask](int64_t i) { return mask[i] != 0; }, piece);
 }
 
 std::vector<Piece> cut(const int32_t* bounds, int64_t B) {

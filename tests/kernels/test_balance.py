@@ -55,7 +55,7 @@ def test_parts_are_numbered_from_the_heaviest_and_equal_ones_by_their_first_item
 
 
 @pytest.mark.parametrize("equal_size", [False, True])
-@pytest.mark.parametrize(("count", "parts"), [(2000, 8), (4096, 32)])
+@pytest.mark.parametrize(("count", "parts"), [(1000, 8), (2048, 24)])
 def test_many_items_are_dealt_as_the_differencing_in_python_does(count: int, parts: int, equal_size: bool) -> None:
     cost_N = work(lengths(count))
     want = reference_karmarkar_karp(cost_N, parts, equal_size)
@@ -106,18 +106,16 @@ def best_fit(values: list[int], budget: int) -> int:
 
 
 def test_the_smallest_number_of_parts_is_found_where_dealing_to_the_emptiest_needs_more() -> None:
-    size_N = costs(6, 6, 4, 4, 3, 3, 3, 3)  # 6 + 4, 6 + 4, 3 + 3 + 3 + 3 would be 12: 10 + 10 + 12; the budget is 11
-    part_N = within_budget(size_N, size_N, 11)
-    assert loads(size_N, part_N, 3).max() <= 11
-    assert part_N.max() == 2
+    size_N = costs(3, 3, 2, 2, 2)  # 3 + 3 and 2 + 2 + 2; the emptiest first would be 3 + 2 + 2
+    assert within_budget(size_N, size_N, 6).tolist() == [0, 0, 1, 1, 1]
 
 
 def test_costs_are_balanced_within_the_budget_of_sizes() -> None:
     length_N = lengths(256)
-    part_N = within_budget(work(length_N), length_N, 65536, multiple=4)
+    part_N = within_budget(work(length_N), length_N, 70000, multiple=4)
     parts = -(-(int(part_N.max()) + 1) // 4) * 4
-    assert loads(length_N, part_N, parts).max() <= 65536
-    assert parts == -(-int(length_N.sum()) // (4 * 65536)) * 4
+    assert loads(length_N, part_N, parts).max() <= 70000
+    assert parts == -(-int(length_N.sum()) // (4 * 70000)) * 4
     assert imbalance(work(length_N), part_N, parts) < 0.005
 
 
