@@ -5,6 +5,7 @@
 #include "attention/attention.h"
 #include "block/block.h"
 #include "activation/activation.h"
+#include "balance/balance.h"
 #include "common/isa.h"
 #include "common/pool.h"
 #include "common/view.h"
@@ -17,6 +18,7 @@
 #include "rope/rope.h"
 #include "sampling/sampling.h"
 #include "scan/gae.h"
+#include "scan/whiten.h"
 #if ST_CUDA
 #include "scan/gae_cuda.h"
 #endif
@@ -140,8 +142,9 @@ PYBIND11_MODULE(_C, m) {
   ST_DEF(experts_backward);
 
   // heads of the model
-  ST_DEF(row_logprob_forward);
-  ST_DEF(row_logprob_backward);
+  ST_DEF(logprob_columns);
+  ST_DEF(logprob_finish);
+  ST_DEF(logprob_columns_backward);
   ST_DEF(sample_rows);
 
   // rows
@@ -153,6 +156,8 @@ PYBIND11_MODULE(_C, m) {
 
   // scan
   ST_DEF(gae_scan);
+  ST_DEF(advantage_moments);
+  ST_DEF(shift_and_scale);
 #if ST_CUDA
   m.def("gae_cuda_workspace", &seedthink::gae_cuda_workspace);
   m.def("gae_scan_cuda", &seedthink::gae_scan_cuda, release());
@@ -163,4 +168,8 @@ PYBIND11_MODULE(_C, m) {
   ST_DEF(rms_norm_backward);
   ST_DEF(add_rms_norm_forward);
   ST_DEF(add_rms_norm_backward);
+
+  // balance
+  m.def("karmarkar_karp", &seedthink::karmarkar_karp, release());
+  m.def("within_budget", &seedthink::within_budget, release());
 }

@@ -1,12 +1,15 @@
 """Log-probability and entropy of the next token from a hidden row, without the full [T, V] logits.
 
 With x = logits / temperature, m = max x, s = sum e^(x-m), u = sum e^(x-m) (x-m): logp = (x_t - m) - log s and
-entropy = log s - u/s. One row function serves training, scoring and the sampler, so the log-probability that a sample
-was drawn with and the one the trainer recomputes are the same bits.
+entropy = log s - u/s. The vocabulary is taken 1024 columns at a time: their part of the weight is packed, multiplied
+and reduced to m, s and u, which are joined in order; the backward makes the same logits again. One row function serves
+training, scoring and the sampler, so the log-probability that a sample was drawn with and the one the trainer
+recomputes are the same bits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,10 +17,10 @@ from torch import Tensor
 
 from seedthink import _C
 from seedthink.kernels.linear import linear_packed
-from seedthink.kernels.packing import panels_of
+from seedthink.kernels.packing import PANEL, kept_panels, pack, panels_of
 from seedthink.kernels.registry import define
 
-CHUNK_CELLS = 1 << 22  # logits held at a time (16 MiB), or more where T allows it: see `_chunks`
+COLUMNS = 1024  # of the vocabulary at a time; a multiple of the row function's blocks (csrc/logprob/row.h)
 
 
 def reference_linear_logprob(
@@ -45,13 +48,15 @@ def linear_logprob(
 
     h_TD float32 [T, D], weight_VD float32 [V, D], targets_T int64 [T] in [0, V), temperature > 0, compute float32 or
     bfloat16 (dtype of the product's operands) -> two float32 [T]; differentiable in h and weight through both.
-    The logits are the bits of `linear(h, weight, compute)`, held a chunk of rows at a time. ValueError on bad input.
+    The logits are the bits of `linear(h, weight, compute)`, of which T x 1024 are held at a time. ValueError on bad input.
     """
     if not temperature > 0.0:
         raise ValueError(f"temperature: {temperature} is not above 0")
-    if h_TD.dim() != 2 or weight_VD.dim() != 2 or h_TD.shape[1] != weight_VD.shape[1]:
+    if weight_VD.dim() != 2 or not len(weight_VD):
+        raise ValueError(f"weight: expected shape [V, D] with V above 0, got {list(weight_VD.shape)}")
+    if h_TD.dim() != 2 or h_TD.shape[1] != weight_VD.shape[1]:
         raise ValueError(f"h: expected rows as wide as weight {list(weight_VD.shape)}, got {list(h_TD.shape)}")
-    logprob_T, entropy_T = _linear_logprob(h_TD, weight_VD, targets_T, float(temperature), compute)
+    logprob_T, entropy_T, _ = _linear_logprob(h_TD, weight_VD, targets_T, float(temperature), compute)
     return logprob_T, entropy_T
 
 
@@ -60,38 +65,55 @@ def row_logprob(logits_TV: Tensor, targets_T: Tensor, temperature_T: Tensor) -> 
 
     logits_TV float32 [T, V], targets_T int64 [T], temperature_T float32 [T] (> 0) -> two float32 [T] in nats.
     """
+    state_T4 = torch.empty((len(temperature_T), 4), dtype=torch.float64)
+    _C.logprob_columns(logits_TV, 0, logits_TV.shape[-1], targets_T, temperature_T, state_T4)
+    return _finish(state_T4, temperature_T)
+
+
+def _finish(state_T4: Tensor, temperature_T: Tensor) -> tuple[Tensor, Tensor]:
     logprob_T, entropy_T = torch.empty_like(temperature_T), torch.empty_like(temperature_T)
-    _C.row_logprob_forward(logits_TV, targets_T, temperature_T, logprob_T, entropy_T)
+    _C.logprob_finish(state_T4, temperature_T, logprob_T, entropy_T)
     return logprob_T, entropy_T
 
 
-def _chunks(h_TD: Tensor, weight_VD: Tensor) -> list[slice]:
-    """Row blocks whose logits stay in cache or, for a vocabulary too wide for that, below 1/16 of the full [T, V]."""
-    rows = max(32, min(1024, h_TD.shape[0] // 16), CHUNK_CELLS // max(1, weight_VD.shape[0]))
-    return [slice(begin, begin + rows) for begin in range(0, h_TD.shape[0], rows)]
+def _panels_by_columns(weight_VD: Tensor, compute: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of the weight and their panels: from the pack that is kept, or, for a large weight without one, packed anew.
+
+    A pack of a whole large weight would be as large as the weight, and lives for one step while training.
+    """
+    count = weight_VD.shape[0]
+    kept = panels_of(weight_VD, compute) if count <= COLUMNS else kept_panels(weight_VD, compute)
+    for begin in range(0, count, COLUMNS):
+        columns = slice(begin, min(begin + COLUMNS, count))
+        if kept is None:
+            yield columns, pack(weight_VD[columns], compute)
+        else:
+            yield columns, kept[:, columns.start // PANEL : -(-columns.stop // PANEL)]
 
 
 def _forward(
     h_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, temperature: float, compute: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    panels, count = panels_of(weight_VD, compute), weight_VD.shape[0]
+) -> tuple[Tensor, Tensor, Tensor]:
     temperature_T = torch.full((h_TD.shape[0],), temperature)
-    logprob_T, entropy_T = torch.empty_like(temperature_T), torch.empty_like(temperature_T)
-    for rows in _chunks(h_TD, weight_VD):
-        logits = linear_packed(h_TD[rows], panels, count)
-        _C.row_logprob_forward(logits, targets_T[rows], temperature_T[rows], logprob_T[rows], entropy_T[rows])
-    return logprob_T, entropy_T
+    state_T4 = torch.empty((h_TD.shape[0], 4), dtype=torch.float64)
+    for columns, panels in _panels_by_columns(weight_VD, compute):
+        logits = linear_packed(h_TD, panels, columns.stop - columns.start)
+        _C.logprob_columns(logits, columns.start, weight_VD.shape[0], targets_T, temperature_T, state_T4)
+    return *_finish(state_T4, temperature_T), state_T4
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     h_TD, weight_VD, targets_T, ctx.temperature, ctx.compute = inputs
-    ctx.save_for_backward(h_TD, weight_VD, targets_T)
+    ctx.mark_non_differentiable(output[2])
+    ctx.save_for_backward(h_TD, weight_VD, targets_T, output[2])
 
 
-def _backward(ctx: Any, dlogprob_T: Tensor, dentropy_T: Tensor) -> tuple[Tensor | None, ...]:
-    h_TD, weight_VD, targets_T = ctx.saved_tensors
+def _backward(ctx: Any, dlogprob_T: Tensor, dentropy_T: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    h_TD, weight_VD, targets_T, state_T4 = ctx.saved_tensors
     dlogprob_T, dentropy_T = dlogprob_T.contiguous(), dentropy_T.contiguous()
-    dh_TD, dweight_VD = _gradients(dlogprob_T, dentropy_T, h_TD, weight_VD, targets_T, ctx.temperature, ctx.compute)
+    dh_TD, dweight_VD = _gradients(
+        dlogprob_T, dentropy_T, h_TD, weight_VD, targets_T, state_T4, ctx.temperature, ctx.compute
+    )
     return dh_TD, dweight_VD, None, None, None
 
 
@@ -101,40 +123,41 @@ def _gradients_cpu(
     h_TD: Tensor,
     weight_VD: Tensor,
     targets_T: Tensor,
+    state_T4: Tensor,
     temperature: float,
     compute: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """The logits are made again chunk by chunk and turned into their gradient in place."""
-    panels, transposed = panels_of(weight_VD, compute), panels_of(weight_VD, compute, transposed=True)
+    """The columns' logits are made again and turned into their gradient in place; dh is the sum over the blocks."""
     temperature_T = torch.full((h_TD.shape[0],), temperature)
-    dh_TD, half = torch.empty_like(h_TD), compute == torch.bfloat16
-    dweight_VD, part_VD = torch.empty_like(weight_VD), None
-    for rows in _chunks(h_TD, weight_VD):
-        logits = linear_packed(h_TD[rows], panels, weight_VD.shape[0])
-        _C.row_logprob_backward(logits, targets_T[rows], temperature_T[rows], dlogprob_T[rows], dentropy_T[rows])
-        _C.linear_forward(logits, transposed, dh_TD[rows])
-        if rows.start == 0:
-            _C.linear_weight_grad(logits, h_TD[rows], half, dweight_VD)
-            continue
-        part_VD = torch.empty_like(weight_VD) if part_VD is None else part_VD
-        _C.linear_weight_grad(logits, h_TD[rows], half, part_VD)
-        dweight_VD += part_VD
-    return dh_TD, dweight_VD if h_TD.shape[0] else dweight_VD.zero_()
+    dh_TD, dweight_VD = torch.zeros_like(h_TD), torch.empty_like(weight_VD)
+    for columns, panels in _panels_by_columns(weight_VD, compute):
+        part_VD = weight_VD[columns]
+        logits = linear_packed(h_TD, panels, len(part_VD))
+        _C.logprob_columns_backward(
+            logits, columns.start, weight_VD.shape[0], targets_T, temperature_T, state_T4, dlogprob_T, dentropy_T
+        )
+        _C.linear_weight_grad(logits, h_TD, compute == torch.bfloat16, dweight_VD[columns])
+        dh_TD += linear_packed(logits, pack(part_VD, compute, transposed=True), h_TD.shape[1])
+    return dh_TD, dweight_VD
 
 
 _linear_logprob = define(
     "linear_logprob(Tensor h, Tensor weight, Tensor targets, float temperature, ScalarType compute) "
-    "-> (Tensor, Tensor)",
+    "-> (Tensor, Tensor, Tensor)",
     cpu=_forward,
-    fake=lambda h, weight, targets, temperature, compute: (h.new_empty(h.shape[0]), h.new_empty(h.shape[0])),
+    fake=lambda h, weight, targets, temperature, compute: (
+        h.new_empty(h.shape[0]),
+        h.new_empty(h.shape[0]),
+        h.new_empty((h.shape[0], 4), dtype=torch.float64),
+    ),
     backward=_backward,
     setup_context=_save,
 )
 _gradients = define(
-    "linear_logprob_backward(Tensor dlogprob, Tensor dentropy, Tensor h, Tensor weight, Tensor targets, "
+    "linear_logprob_backward(Tensor dlogprob, Tensor dentropy, Tensor h, Tensor weight, Tensor targets, Tensor state, "
     "float temperature, ScalarType compute) -> (Tensor, Tensor)",
     cpu=_gradients_cpu,
-    fake=lambda dlogprob, dentropy, h, weight, targets, temperature, compute: (
+    fake=lambda dlogprob, dentropy, h, weight, targets, state, temperature, compute: (
         torch.empty_like(h),
         torch.empty_like(weight),
     ),

@@ -39,16 +39,23 @@ def panels_of(weight: Tensor, compute: torch.dtype, transposed: bool = False, na
     Treat them as read-only. Raises ValueError for a weight that is not dense float32 on the CPU, calling it `name`.
     """
     if weight.is_inference():  # torch keeps no version of such a tensor, so a pack of it could be stale
-        return _pack(weight, compute, transposed, name)
-    key, entry = (compute, transposed), _cache.get(id(weight))
-    if entry is None or not entry.fits(weight):
-        slot = id(weight)
-        owner = weakref.ref(weight, lambda dead: _drop(slot, dead))
-        entry = _cache[slot] = _Packs(owner, weight._version, weight.data_ptr())
-    found = entry.panels.get(key)
+        return pack(weight, compute, transposed, name)
+    found = kept_panels(weight, compute, transposed)
     if found is None:
-        found = entry.panels[key] = _pack(weight, compute, transposed, name)
+        found = pack(weight, compute, transposed, name)
+        slot = id(weight)
+        entry = _cache.get(slot)
+        if entry is None or not entry.fits(weight):
+            owner = weakref.ref(weight, lambda dead: _drop(slot, dead))
+            entry = _cache[slot] = _Packs(owner, weight._version, weight.data_ptr())
+        entry.panels[compute, transposed] = found
     return found
+
+
+def kept_panels(weight: Tensor, compute: torch.dtype, transposed: bool = False) -> Tensor | None:
+    """The panels that an earlier `panels_of` made of this version of the weight, if it did."""
+    entry = None if weight.is_inference() else _cache.get(id(weight))
+    return entry.panels.get((compute, transposed)) if entry is not None and entry.fits(weight) else None
 
 
 def forget(weight: Tensor) -> None:
@@ -62,7 +69,8 @@ def _drop(slot: int, dead: weakref.ref[Tensor]) -> None:
         del _cache[slot]
 
 
-def _pack(weight: Tensor, compute: torch.dtype, transposed: bool, name: str) -> Tensor:
+def pack(weight: Tensor, compute: torch.dtype, transposed: bool = False, name: str = "weight") -> Tensor:
+    """Panels as `panels_of` gives them, made now and kept nowhere: for a part of a weight that is used once."""
     if weight.dim() not in (2, 3):
         raise ValueError(f"{name}: expected 2 or 3 dimensions, got {weight.dim()}")
     if weight.dtype != torch.float32 or not weight.is_cpu or not weight.is_contiguous():

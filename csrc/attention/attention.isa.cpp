@@ -180,7 +180,7 @@ void put(T& out, float x) {
 template <typename T>
 void write(const View& k_TnH, const View& v_TnH, const int32_t* slots, const View& k_pages, const View& v_pages) {
   const int64_t T_ = k_TnH.size[0], n = k_TnH.size[1], H = k_TnH.size[2];
-  parallel(T_, 1 + 8192 / (n * H), [&](int64_t begin, int64_t end) {
+  parallel(T_, 1 + 8192 / (n * H + 1), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t)
       for (int64_t head = 0; head < n; ++head) {
         const int64_t page = ((slots[t] / kPage) * n + head) * H * kPage, offset = slots[t] % kPage;

@@ -62,6 +62,9 @@ void add_to(const View& x, const View& y) {
   });
 }
 
+// The most terms that a product with these panels can be over.
+int64_t terms(const View& panels) { return panels.size[2] * (panels.dtype == Dtype::bf16 ? 2 : 1); }
+
 }  // namespace
 
 void attention_step(const View& x_TD, const View& norm_D, double eps, const View& qkv_panels, const View& q_norm_H,
@@ -70,6 +73,8 @@ void attention_step(const View& x_TD, const View& norm_D, double eps, const View
                     const View& lengths_B, double scale, const View& out_panels, int64_t heads) {
   x_TD.check("x", Dtype::f32, {-1, -1});
   const int64_t T = x_TD.size[0], D = x_TD.size[1], N = heads, n = k_pages.size[1], H = q_norm_H.size[0];
+  ST_CHECK(heads >= 1 && H >= 1 && heads <= terms(out_panels) / H, "heads: ", heads, " of width ", H,
+           " do not fit out_panels");
   const int64_t wide = (N + 2 * n) * H;
   Buffers buffers(T * (D + 1 + N + n + wide + 2 * N * H + 2 * n * H));
   const View h_TD = buffers.floats({T, D}), rstd_T = buffers.floats({T}), qkv = buffers.floats({T, wide});
@@ -88,6 +93,7 @@ void dense_step(const View& x_TD, const View& norm_D, double eps, const View& ga
                 int64_t width) {
   x_TD.check("x", Dtype::f32, {-1, -1});
   const int64_t T = x_TD.size[0], D = x_TD.size[1];
+  ST_CHECK(width >= 0 && width <= terms(down_panels), "width: ", width, " does not fit down_panels");
   Buffers buffers(T * (D + 1 + 3 * width));
   const View h_TD = buffers.floats({T, D}), rstd_T = buffers.floats({T});
   const View gate_up = buffers.floats({T, 2 * width}), act = buffers.floats({T, width});
@@ -102,6 +108,9 @@ void sparse_step(const View& x_TD, const View& norm_D, double eps, const View& r
                  bool norm_topk, const View& gate_up_panels, const View& down_panels, int64_t width) {
   x_TD.check("x", Dtype::f32, {-1, -1});
   const int64_t T = x_TD.size[0], D = x_TD.size[1], E = experts, K = k;
+  ST_CHECK(E >= 1 && E <= gate_up_panels.size[0], "experts: ", E, " do not fit gate_up_panels");
+  ST_CHECK(K >= 1 && K <= E, "k: ", K, " is not between 1 and the number of experts, ", E);
+  ST_CHECK(width >= 0 && width <= terms(down_panels), "width: ", width, " does not fit down_panels");
   Buffers buffers(T * (2 * D + 1 + E + 4 * K + K * D) + 2 * E + 1);
   const View h_TD = buffers.floats({T, D}), y_TD = buffers.floats({T, D}), rstd_T = buffers.floats({T});
   const View logits = buffers.floats({T, E}), weight = buffers.floats({T, K}), ids = buffers.ints({T, K});

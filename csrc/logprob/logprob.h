@@ -1,11 +1,17 @@
-// Log-probability and entropy of rows of logits, and the derivative. Shapes and formulas stand in kernels/logprob.py.
+// Log-probability and entropy of rows of logits that come some columns at a time, and the derivative. Shapes and formulas
+// stand in kernels/logprob.py.
 #pragma once
 
 #include "common/isa.h"
 #include "common/view.h"
 
-ST_DECLARE(void row_logprob_forward(const View& logits_TV, const View& targets_T, const View& temperature_T,
-                                    const View& logprob_T, const View& entropy_T))
-// Overwrites the logits with their gradient.
-ST_DECLARE(void row_logprob_backward(const View& logits_TV, const View& targets_T, const View& temperature_T,
-                                     const View& dlogprob_T, const View& dentropy_T))
+// logits_TN are columns [first, first + N) of V, `first` a multiple of 1024; the columns before them have been added to
+// state_T4 (float64: maximum, sum, weighted sum, the target's logit), which the first ones start.
+ST_DECLARE(void logprob_columns(const View& logits_TN, int64_t first, int64_t V, const View& targets_T,
+                                const View& temperature_T, const View& state_T4))
+ST_DECLARE(void logprob_finish(const View& state_T4, const View& temperature_T, const View& logprob_T,
+                               const View& entropy_T))
+// Overwrites the columns with their gradient, from the state of all columns.
+ST_DECLARE(void logprob_columns_backward(const View& logits_TN, int64_t first, int64_t V, const View& targets_T,
+                                         const View& temperature_T, const View& state_T4, const View& dlogprob_T,
+                                         const View& dentropy_T))

@@ -8,13 +8,23 @@ namespace {
 
 constexpr int64_t kCells = 16384;  // logits of one chunk of the parallel loops
 
-int64_t rows_per_chunk(int64_t V) { return 1 + kCells / (V + 1); }
+int64_t rows_per_chunk(int64_t columns) { return 1 + kCells / (columns + 1); }
 
-void check(const View& logits_TV, const View& targets_T, const View& temperature_T) {
-  logits_TV.check("logits", Dtype::f32, {-1, -1});
-  const int64_t T = logits_TV.size[0], V = logits_TV.size[1];
+// A row of state_T4.
+struct State {
+  Running row;
+  double target;
+};
+
+void check(const View& logits_TN, int64_t first, int64_t V, const View& targets_T, const View& temperature_T,
+           const View& state_T4) {
+  logits_TN.check("logits", Dtype::f32, {-1, -1});
+  const int64_t T = logits_TN.size[0], N = logits_TN.size[1];
+  ST_CHECK(first >= 0 && first % kBlock == 0 && V >= N && first <= V - N, "first: columns ", first, " to ", first + N,
+           " do not begin at a multiple of ", kBlock, " or leave the ", V, " there are");
   targets_T.check("targets", Dtype::i64, {T});
   temperature_T.check("temperature", Dtype::f32, {T});
+  state_T4.check("state", Dtype::f64, {T, 4});
   const int64_t* targets = targets_T.as<int64_t>();
   const float* temperature = temperature_T.as<float>();
   for (int64_t t = 0; t < T; ++t) {
@@ -25,46 +35,57 @@ void check(const View& logits_TV, const View& targets_T, const View& temperature
 
 }  // namespace
 
-void row_logprob_forward(const View& logits_TV, const View& targets_T, const View& temperature_T, const View& logprob_T,
-                         const View& entropy_T) {
-  check(logits_TV, targets_T, temperature_T);
-  const int64_t T = logits_TV.size[0], V = logits_TV.size[1];
-  logprob_T.check("logprob", Dtype::f32, {T});
-  entropy_T.check("entropy", Dtype::f32, {T});
-  parallel(T, rows_per_chunk(V), [&](int64_t begin, int64_t end) {
+void logprob_columns(const View& logits_TN, int64_t first, int64_t V, const View& targets_T, const View& temperature_T,
+                     const View& state_T4) {
+  check(logits_TN, first, V, targets_T, temperature_T, state_T4);
+  const int64_t T = logits_TN.size[0], N = logits_TN.size[1];
+  parallel(T, rows_per_chunk(N), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
-      const float* logits = logits_TV.as<float>() + t * V;
-      const RowStats row = row_stats(logits, V, temperature_T.as<float>()[t]);
-      logprob_T.as<float>()[t] = row_logprob(row, logits[targets_T.as<int64_t>()[t]]);
-      entropy_T.as<float>()[t] = row.entropy;
+      const float* logits = logits_TN.as<float>() + t * N;
+      State& state = state_T4.as<State>()[t];
+      if (first == 0) state = {};
+      add_columns(logits, N, temperature_T.as<float>()[t], state.row);
+      const int64_t target = targets_T.as<int64_t>()[t] - first;
+      if (target >= 0 && target < N) state.target = logits[target];
     }
   });
 }
 
+void logprob_finish(const View& state_T4, const View& temperature_T, const View& logprob_T, const View& entropy_T) {
+  temperature_T.check("temperature", Dtype::f32, {-1});
+  const int64_t T = temperature_T.size[0];
+  state_T4.check("state", Dtype::f64, {T, 4});
+  logprob_T.check("logprob", Dtype::f32, {T});
+  entropy_T.check("entropy", Dtype::f32, {T});
+  for (int64_t t = 0; t < T; ++t) {
+    const State& state = state_T4.as<State>()[t];
+    const RowStats row = finish(state.row, temperature_T.as<float>()[t]);
+    logprob_T.as<float>()[t] = row_logprob(row, static_cast<float>(state.target));
+    entropy_T.as<float>()[t] = row.entropy;
+  }
+}
+
 // dx_i = dlogp * ((i == target) - p_i) - dentropy * p_i * (log p_i + entropy), then the temperature's factor.
-void row_logprob_backward(const View& logits_TV, const View& targets_T, const View& temperature_T, const View& dlogprob_T,
-                          const View& dentropy_T) {
-  check(logits_TV, targets_T, temperature_T);
-  const int64_t T = logits_TV.size[0], V = logits_TV.size[1];
+void logprob_columns_backward(const View& logits_TN, int64_t first, int64_t V, const View& targets_T,
+                              const View& temperature_T, const View& state_T4, const View& dlogprob_T,
+                              const View& dentropy_T) {
+  check(logits_TN, first, V, targets_T, temperature_T, state_T4);
+  const int64_t T = logits_TN.size[0], N = logits_TN.size[1];
   dlogprob_T.check("dlogprob", Dtype::f32, {T});
   dentropy_T.check("dentropy", Dtype::f32, {T});
-  const float lowest = -__builtin_inff();
-  parallel(T, rows_per_chunk(V), [&](int64_t begin, int64_t end) {
+  parallel(T, rows_per_chunk(N), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
-      float* logits = logits_TV.as<float>() + t * V;
-      const RowStats row = row_stats(logits, V, temperature_T.as<float>()[t]);
+      float* logits = logits_TN.as<float>() + t * N;
+      const RowStats row = finish(state_T4.as<State>()[t].row, temperature_T.as<float>()[t]);
       const float dlogp = dlogprob_T.as<float>()[t], dentropy = dentropy_T.as<float>()[t];
       const vf inverse = splat(row.inverse), shift = splat(row.max), log_sum = splat(row.log_sum);
-      for (int64_t i = 0; i < V; i += kLanes) {
-        const vf log_p = tempered(logits, i, V, inverse) - shift - log_sum;
-        const vf p = exp(log_p), known = log_p > splat(lowest) ? log_p : splat(0.f);
-        const vf dx = -p * (splat(dlogp) + splat(dentropy) * (known + splat(row.entropy))) * inverse;
-        if (i + kLanes <= V)
-          store(logits + i, dx);
-        else
-          store_n(logits + i, dx, static_cast<int>(V - i));
-      }
-      logits[targets_T.as<int64_t>()[t]] += dlogp * row.inverse;
+      for_vectors(N, [&](int64_t i, int live) {
+        const vf log_p = tempered(logits, i, N, inverse) - shift - log_sum;
+        const vf p = exp(log_p), known = log_p > splat(kLowest) ? log_p : splat(0.f);
+        store_some(logits + i, -p * (splat(dlogp) + splat(dentropy) * (known + splat(row.entropy))) * inverse, live);
+      });
+      const int64_t target = targets_T.as<int64_t>()[t] - first;
+      if (target >= 0 && target < N) logits[target] += dlogp * row.inverse;
     }
   });
 }

@@ -1,8 +1,9 @@
 // The row function of log-probabilities, shared by the sampler and by training, so that both see the same bits.
 //
-// x = logits * (1 / temperature), m = max x, s = sum e^(x - m), u = sum e^(x - m) (x - m): sixteen running lanes in
-// ascending order, blocks added in order (a chain of ten thousand small terms would lose digits) and a fixed tree at the
-// end, a function of the row alone. Lanes past the end count as -inf.
+// x = logits * (1 / temperature), m = max x, s = sum e^(x - m), u = sum e^(x - m) (x - m). A row is taken in blocks of
+// 1024 columns, each with a maximum, a sum and a u of its own: sixteen running lanes in ascending order and a fixed tree,
+// lanes past the end count as -inf. The blocks are joined in order in float64. So the row can be had a block at a time,
+// as the logits are made, and its bits are a function of the row alone.
 #pragma once
 
 #include <algorithm>
@@ -12,42 +13,66 @@
 namespace seedthink::ST_ISA {
 
 constexpr int64_t kBlock = 1024;
+constexpr float kLowest = -__builtin_inff();
+
+// m, s and u of the columns so far. s is NaN where they hold NaN or +inf.
+struct Running {
+  double max = kLowest, sum = 0., weighted = 0.;
+};
 
 struct RowStats {
   float inverse;  // 1 / temperature
   float max;      // m
-  float sum;      // s; NaN where the row holds NaN or +inf
+  float sum;      // s; NaN where the row holds NaN or +inf, or nothing finite
   float log_sum;  // log s
   float entropy;  // log s - u / s
 };
 
-inline vf tempered(const float* logits, int64_t i, int64_t V, vf inverse) {
-  const float lowest = -__builtin_inff();
-  return (i + kLanes <= V ? load(logits + i) : load_n(logits + i, static_cast<int>(V - i), lowest)) * inverse;
+inline vf tempered(const float* logits, int64_t i, int64_t n, vf inverse) {
+  return (i + kLanes <= n ? load(logits + i) : load_n(logits + i, static_cast<int>(n - i), kLowest)) * inverse;
+}
+
+// Joins one block of n (1..1024) columns to those before it.
+inline void add_block(const float* logits, int64_t n, vf inverse, Running& row) {
+  vf high = splat(kLowest);
+  for (int64_t i = 0; i < n; i += kLanes) high = max(tempered(logits, i, n, inverse), high);
+  const float top = reduce_max(high);
+  const vf m = splat(top > kLowest ? top : 0.f);  // nothing finite: every term is 0, or NaN
+  vf s = splat(0.f), u = splat(0.f);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const vf d = tempered(logits, i, n, inverse) - m, e = exp(d);
+    s = s + e;
+    u = fma(e, d > splat(kLowest) ? d : splat(0.f), u);
+  }
+  const double sum = ST_ISA::sum(s), weighted = ST_ISA::sum(u);
+  if (!(row.max > kLowest) || !(top > kLowest)) {  // one side has nothing finite, and adds 0 or NaN
+    row = {std::max<double>(row.max, top), row.sum + sum, row.weighted + weighted};
+    return;
+  }
+  const double rise = top - row.max, factor = exp(static_cast<float>(-std::fabs(rise)));
+  if (rise > 0.)
+    row = {top, factor * row.sum + sum, factor * (row.weighted - rise * row.sum) + weighted};
+  else
+    row = {row.max, row.sum + factor * sum, row.weighted + factor * (weighted + rise * sum)};
+}
+
+inline void add_columns(const float* logits, int64_t n, float temperature, Running& row) {
+  const vf inverse = splat(1.f / temperature);
+  for (int64_t i = 0; i < n; i += kBlock) add_block(logits + i, std::min(kBlock, n - i), inverse, row);
+}
+
+inline RowStats finish(const Running& row, float temperature) {
+  RowStats stats{1.f / temperature, static_cast<float>(row.max), static_cast<float>(row.sum), 0.f, 0.f};
+  if (!(row.max > kLowest)) stats.sum = __builtin_nanf("");
+  stats.log_sum = std::log(stats.sum);
+  stats.entropy = stats.log_sum - static_cast<float>(row.weighted) / stats.sum;
+  return stats;
 }
 
 inline RowStats row_stats(const float* logits, int64_t V, float temperature) {
-  const float lowest = -__builtin_inff();
-  const vf inverse = splat(1.f / temperature);
-  vf high = splat(lowest);
-  for (int64_t i = 0; i < V; i += kLanes) high = max(tempered(logits, i, V, inverse), high);
-  const float top = reduce_max(high);
-  const vf m = splat(top);
-  vf s = splat(0.f), u = splat(0.f);
-  for (int64_t begin = 0; begin < V; begin += kBlock) {
-    vf block_s = splat(0.f), block_u = splat(0.f);
-    for (int64_t i = begin; i < std::min(V, begin + kBlock); i += kLanes) {
-      const vf d = tempered(logits, i, V, inverse) - m, e = exp(d);
-      block_s = block_s + e;
-      block_u = fma(e, d > splat(lowest) ? d : splat(0.f), block_u);
-    }
-    s = s + block_s;
-    u = u + block_u;
-  }
-  RowStats row{1.f / temperature, top, ST_ISA::sum(s), 0.f, 0.f};
-  row.log_sum = std::log(row.sum);
-  row.entropy = row.log_sum - ST_ISA::sum(u) / row.sum;
-  return row;
+  Running row;
+  add_columns(logits, V, temperature, row);
+  return finish(row, temperature);
 }
 
 inline float row_logprob(const RowStats& row, float logit) { return (logit * row.inverse - row.max) - row.log_sum; }

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from seedthink.kernels.gae import gae
+from seedthink.kernels.gae import whiten as whiten_packed
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -76,12 +77,15 @@ def leave_one_out(reward_B: Floats, group_B: Ints) -> Floats:
     return group_normalised(reward_B, group_B, std=False) * (count / np.maximum(count - 1, 1))[group]
 
 
-def whiten(advantage_T: Floats) -> Floats:
-    """Shifted and scaled to mean 0 and deviation 1 over the whole array."""
-    advantage_T = np.asarray(advantage_T, np.float64)
-    if not len(advantage_T):
-        return advantage_T
-    return (advantage_T - advantage_T.mean()) / (advantage_T.std() + _EPSILON)
+def whiten(advantage_T: Floats, cu_seqlens_B1: Ints, kept_T: npt.NDArray[np.bool_]) -> Floats:
+    """float32 [T], shifted and scaled to mean 0 and deviation 1 over all kept tokens; the others are 0."""
+    whitened_T = whiten_packed(
+        torch.from_numpy(np.ascontiguousarray(advantage_T, np.float32)),
+        torch.from_numpy(np.ascontiguousarray(cu_seqlens_B1, np.int32)),
+        torch.from_numpy(np.ascontiguousarray(kept_T, np.bool_)),
+        _EPSILON,
+    )
+    return whitened_T.numpy()
 
 
 def explained_variance(value_T: Floats, return_T: Floats) -> float:

@@ -49,9 +49,9 @@ def credit(groups: Sequence[Sequence[Valued]], algorithm: AlgorithmConfig) -> li
     judged = [i for i, reason in enumerate(reasons) if reason in ("", TRUNCATED)]
     cohort = _Cohort.of([members[i] for i in judged], [group_of[i] for i in judged], algorithm)
     advantage_T, return_T = _estimate(cohort, algorithm)
-    kept_T = np.repeat([not reasons[i] for i in judged], np.diff(cohort.cu_seqlens_B1))
     if algorithm.whiten_advantages or algorithm.estimator == "reinforce_pp":
-        advantage_T[kept_T] = estimators.whiten(advantage_T[kept_T])
+        kept_T = np.repeat([not reasons[i] for i in judged], np.diff(cohort.cu_seqlens_B1))
+        advantage_T = estimators.whiten(advantage_T, cohort.cu_seqlens_B1, kept_T)
     place = {i: b for b, i in enumerate(judged)}
     return [_credited(members[i], reasons[i], place.get(i), cohort, advantage_T, return_T) for i in range(len(members))]
 

@@ -1,21 +1,22 @@
 """Credited rollouts become mini-batches: shuffled by sequence, packed without padding, balanced over ranks.
 
-A mini-batch is one optimizer step. Its sequences are dealt, longest first, each to the emptiest of ranks * m bins, with
+A mini-batch is one optimizer step. Its sequences are shared out over ranks * m bins of like size (kernels/balance.py) with
 the smallest m that keeps every bin within the token budget; bins of like size become the micro-batches of one index, so
 ranks wait little for each other. Every rank has m micro-batches: collectives in a forward pass need all ranks.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from hashlib import blake2b
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from seedthink.errors import ConfigError
+from seedthink.kernels.balance import within_budget
 from seedthink.types import Batch, Credited, Valued, Verdict
 
 if TYPE_CHECKING:
@@ -71,7 +72,6 @@ def _check_length(item: Credited, max_sequence_tokens: int) -> None:
 
 def _mini_batch(items: list[Credited], token_budget: int, ranks: int) -> tuple[Batch, ...]:
     bins = _bins(items, token_budget, ranks)
-    bins.sort(key=lambda members: -sum(map(tokens_of, members)))
     filler = min(items, key=tokens_of)
     per_rank: list[Bins] = [[] for _ in range(ranks)]
     for start in range(0, len(bins), ranks):
@@ -87,20 +87,14 @@ def _mini_batch(items: list[Credited], token_budget: int, ranks: int) -> tuple[B
 
 
 def _bins(items: list[Credited], token_budget: int, ranks: int) -> Bins:
-    """ranks * m bins for the smallest m that fits; largest first into the emptiest bin, ties to the first bin."""
+    """ranks * m bins, the fullest first, the longest first in each; a sequence over the budget fills one alone."""
     ordered = sorted(items, key=tokens_of, reverse=True)
-    total = sum(map(tokens_of, items))
-    micros = max(1, -(-total // (token_budget * ranks)))
-    while True:
-        bins: Bins = [[] for _ in range(micros * ranks)]
-        loads = [(0, i) for i in range(len(bins))]
-        for item in ordered:
-            load, i = loads[0]
-            bins[i].append(item)
-            heapq.heapreplace(loads, (load + tokens_of(item), i))
-        if all(len(members) < 2 or sum(map(tokens_of, members)) <= token_budget for members in bins):
-            return bins
-        micros += 1
+    tokens_N = torch.tensor([tokens_of(item) for item in ordered])
+    part_N = within_budget(tokens_N, tokens_N.clamp(max=token_budget), token_budget, multiple=ranks).tolist()
+    bins: Bins = [[] for _ in range(-(-(max(part_N) + 1) // ranks) * ranks)]
+    for item, part in zip(ordered, part_N, strict=True):
+        bins[part].append(item)
+    return bins
 
 
 def _batch(micros: Bins, filler: Credited, totals: tuple[float, float, float]) -> Batch:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from seedthink import _C
-from seedthink.kernels.gae import gae, reference_gae
+from seedthink.kernels.gae import advantage_moments, gae, reference_gae, reference_moments, whiten
 
 
 def bounds(lengths: Sequence[int]) -> Tensor:
@@ -166,3 +166,65 @@ def test_bad_arguments_are_named(change: dict[str, object], message: str) -> Non
 def test_the_operator_is_registered_soundly() -> None:
     inputs = draw([3, 4])
     torch.library.opcheck(torch.ops.seedthink.gae.default, (*inputs, 1.0, None, None))
+
+
+def test_moments_by_hand_are_those_of_the_tokens_that_count() -> None:
+    values, mask = torch.tensor([1.0, 99.0, 2.0, 3.0, 6.0]), torch.tensor([True, False, True, True, True])
+    assert advantage_moments(values, bounds([2, 3]), mask).tolist() == [4.0, 3.0, 3.5]
+    assert advantage_moments(values[:0], bounds([])).tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_moments_of_values_far_from_zero_match_float64(masked: bool) -> None:
+    values = draw([100, 0, 1, 70000])[0] * 0.01 + 1000.0
+    mask = torch.rand(len(values), generator=torch.Generator().manual_seed(1)) > 0.3 if masked else None
+    want = reference_moments(values, mask)
+    torch.testing.assert_close(advantage_moments(values, bounds([100, 0, 1, 70000]), mask), want, rtol=1e-12, atol=0.0)
+
+
+def test_the_order_of_the_sequences_does_not_change_the_moments() -> None:
+    parts = draw([70000, 3, 500, 0, 40])[0].split([70000, 3, 500, 0, 40])
+    found = []
+    for order in ([0, 1, 2, 3, 4], [4, 2, 0, 1, 3]):
+        packed = torch.cat([parts[i] for i in order])
+        found.append(advantage_moments(packed, bounds([len(parts[i]) for i in order])))
+    assert torch.equal(*found)
+
+
+def test_one_thread_and_two_give_the_same_moments() -> None:
+    values, before, found = draw([70000, 50, 4000])[0], _C.threads(), []
+    try:
+        for threads in (1, 2):
+            _C.set_threads(threads)
+            found.append(whiten(values, bounds([70000, 50, 4000])))
+    finally:
+        _C.set_threads(before)
+    assert torch.equal(*found)
+
+
+def test_whitened_advantages_have_mean_zero_and_deviation_one_and_masked_ones_are_zero() -> None:
+    values = draw([300, 20])[0] * 3.0 + 5.0
+    mask = torch.arange(320) % 3 != 0
+    values[0] = float("nan")  # where nothing counts
+    whitened = whiten(values, bounds([300, 20]), mask)
+    assert whitened[mask].double().mean().item() == pytest.approx(0.0, abs=1e-7)
+    assert whitened[mask].double().std(correction=0).item() == pytest.approx(1.0, abs=1e-6)
+    assert torch.equal(whitened[~mask], torch.zeros(107))
+    assert torch.equal(whiten(torch.full((4,), 2.0), bounds([4])), torch.zeros(4))
+
+
+def test_bad_arguments_of_whitening_are_named() -> None:
+    with pytest.raises(ValueError, match="advantage: sequence 1 holds NaN or infinity"):
+        whiten(torch.tensor([0.0, 1.0, float("nan")]), bounds([1, 2]))
+    with pytest.raises(ValueError, match="mask: expected dtype bool"):
+        whiten(torch.zeros(3), bounds([3]), torch.ones(3))
+    with pytest.raises(ValueError, match="cu_seqlens: must run from 0 to 3"):
+        whiten(torch.zeros(3), bounds([2]))
+    with pytest.raises(ValueError, match=r"epsilon: 0\.0 is not above 0"):
+        whiten(torch.zeros(3), bounds([3]), None, 0.0)
+
+
+def test_the_operators_of_whitening_are_registered_soundly() -> None:
+    values = draw([3, 4])[0]
+    torch.library.opcheck(torch.ops.seedthink.advantage_moments.default, (values, bounds([3, 4]), None))
+    torch.library.opcheck(torch.ops.seedthink.shift_and_scale.default, (values, values > 0, 0.5, 2.0))

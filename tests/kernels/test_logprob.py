@@ -9,13 +9,14 @@ import torch
 
 from seedthink import _C
 from seedthink.kernels import logprob as module
-from seedthink.kernels.linear import linear
+from seedthink.kernels.linear import linear, linear_packed
 from seedthink.kernels.logprob import (
     linear_logprob,
     reference_linear_logprob,
     reference_row_logprob,
     row_logprob,
 )
+from seedthink.kernels.packing import panels_of
 
 
 def rows(count: int, vocabulary: int, scale: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,18 +36,19 @@ def test_the_bits_equal_the_row_function_on_the_logits_of_linear(compute: torch.
         assert torch.equal(one, two)
 
 
-def test_a_row_has_the_same_bits_alone_and_in_any_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    h, weight, targets = torch.randn(200, 32), torch.randn(90, 32), torch.randint(0, 90, (200,))
+@pytest.mark.parametrize("vocabulary", [90, 1024, 2500])
+def test_a_row_has_the_same_bits_alone_and_with_a_kept_pack(vocabulary: int) -> None:
+    h, weight, targets = torch.randn(70, 32), torch.randn(vocabulary, 32), torch.randint(0, vocabulary, (70,))
     whole = linear_logprob(h, weight, targets, 0.9)
-    alone = [linear_logprob(h[t : t + 1], weight, targets[t : t + 1], 0.9) for t in range(0, 200, 17)]
-    monkeypatch.setattr(module, "CHUNK_CELLS", 90 * 33)
-    chunked = linear_logprob(h, weight, targets, 0.9)
+    alone = [linear_logprob(h[t : t + 1], weight, targets[t : t + 1], 0.9) for t in range(0, 70, 17)]
+    panels_of(weight, torch.float32)
+    kept = linear_logprob(h, weight, targets, 0.9)
     for part in range(2):
-        assert torch.equal(whole[part], chunked[part])
+        assert torch.equal(whole[part], kept[part])
         assert torch.equal(whole[part][::17], torch.cat([one[part] for one in alone]))
 
 
-@pytest.mark.parametrize("vocabulary", [1, 7, 16, 128, 5000])
+@pytest.mark.parametrize("vocabulary", [1, 7, 16, 128, 1024, 1025, 5000])
 def test_values_match_float64(vocabulary: int) -> None:
     logits, targets = rows(20, vocabulary)
     temperature = torch.rand(20) + 0.5
@@ -101,7 +103,7 @@ def test_a_forbidden_token_has_no_probability_and_leaves_the_entropy_finite() ->
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-@pytest.mark.parametrize(("count", "vocabulary"), [(40, 33), (300, 128), (3, 1000)])
+@pytest.mark.parametrize(("count", "vocabulary"), [(40, 33), (300, 128), (3, 1000), (20, 2500)])
 def test_gradients_through_both_outputs_match_float64(count: int, vocabulary: int, temperature: float) -> None:
     torch.manual_seed(count)
     inputs = (torch.randn(count, 24), torch.randn(vocabulary, 24) * 0.5)
@@ -117,23 +119,38 @@ def test_gradients_through_both_outputs_match_float64(count: int, vocabulary: in
         torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=1e-4, atol=2e-5)
 
 
-def test_gradients_are_sums_over_chunks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    h, weight, targets = torch.randn(100, 16), torch.randn(40, 16), torch.randint(0, 40, (100,))
-    grads = []
-    for cells in (40 * 1000, 40 * 32):
-        monkeypatch.setattr(module, "CHUNK_CELLS", cells)
-        leaves = [h.clone().requires_grad_(), weight.clone().requires_grad_()]
-        linear_logprob(*leaves, targets, 1.0)[0].sum().backward()
-        grads.append([leaf.grad for leaf in leaves])
-    assert torch.equal(grads[0][0], grads[1][0])
-    torch.testing.assert_close(grads[0][1], grads[1][1], rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("order", [1, -1])
+def test_blocks_of_very_unlike_size_join_without_loss(order: int) -> None:
+    blocks = [torch.full((1024,), float("-inf")), torch.randn(1024) - 80, torch.randn(1024) + 40, torch.randn(500)]
+    logits = torch.cat(blocks[::order])[None].repeat(3, 1)
+    targets = logits[0].argsort(descending=True)[torch.tensor([0, 700, 1500])]
+    want = reference_row_logprob(logits.double(), targets, torch.ones(3).double())
+    for mine, theirs in zip(row_logprob(logits, targets, torch.ones(3)), want, strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=2e-6, atol=3e-6)
 
 
-def test_chunks_of_a_wide_vocabulary_stay_below_an_eighth_of_the_logits() -> None:
-    weight = torch.empty(151936, 1)
-    for count in (512, 2048, 8192):
-        largest = max(min(rows.stop, count) - rows.start for rows in module._chunks(torch.empty(count, 1), weight))
-        assert largest * 8 <= count
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+@pytest.mark.parametrize("at", [5, 1500, 2400])
+def test_a_number_that_is_none_makes_its_row_unknown_and_no_other(poison: float, at: int) -> None:
+    logits, targets = rows(3, 2500)
+    clean = row_logprob(logits, targets, torch.ones(3))
+    logits[1, at] = poison
+    for before, after in zip(clean, row_logprob(logits, targets, torch.ones(3)), strict=True):
+        assert after[1].isnan()
+        assert torch.equal(before[::2], after[::2])
+
+
+def test_no_more_logits_than_rows_times_1024_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+
+    def watched(x: torch.Tensor, panels: torch.Tensor, columns: int) -> torch.Tensor:
+        held.append(columns)
+        return linear_packed(x, panels, columns)
+
+    monkeypatch.setattr(module, "linear_packed", watched)
+    h, weight = torch.randn(3, 8, requires_grad=True), torch.randn(2500, 8, requires_grad=True)
+    linear_logprob(h, weight, torch.tensor([0, 1, 2499]), 1.0)[0].sum().backward()
+    assert held == [1024, 1024, 452, 1024, 8, 1024, 8, 452, 8]  # forward; backward: logits and dh, block by block
 
 
 def test_a_batch_without_rows_has_a_gradient_of_zeros() -> None:
@@ -167,6 +184,8 @@ def test_bad_arguments_are_named() -> None:
         linear_logprob(h, weight, targets.clamp(max=2), 0.0)
     with pytest.raises(ValueError, match="h: expected rows as wide as weight"):
         linear_logprob(torch.zeros(2, 5), weight, targets.clamp(max=2), 1.0)
+    with pytest.raises(ValueError, match=r"weight: expected shape \[V, D\] with V above 0"):
+        linear_logprob(h, torch.zeros(0, 4), targets, 1.0)
     with pytest.raises(ValueError, match="targets: expected dtype int64"):
         row_logprob(torch.zeros(1, 4), torch.zeros(1, dtype=torch.int32), torch.ones(1))
 

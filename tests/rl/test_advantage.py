@@ -106,11 +106,13 @@ def test_group_normalisation_of_equal_rewards_is_zero_not_infinite() -> None:
     assert group_normalised(np.full(4, 0.1), np.zeros(4, int)) == pytest.approx(np.zeros(4))
 
 
-def test_whitening_gives_mean_zero_and_deviation_one() -> None:
-    found = whiten(np.array([1.0, 2.0, 3.0, 6.0]))
-    assert found.mean() == pytest.approx(0.0, abs=1e-12)
-    assert found.std() == pytest.approx(1.0, rel=1e-5)
-    assert len(whiten(np.zeros(0))) == 0
+def test_whitening_gives_mean_zero_and_deviation_one_over_what_is_kept() -> None:
+    kept_T = np.array([True, True, False, True, True])
+    found = whiten(np.array([1.0, 2.0, 50.0, 3.0, 6.0]), np.array([0, 3, 5]), kept_T)
+    assert found[kept_T].mean() == pytest.approx(0.0, abs=1e-7)
+    assert found[kept_T].std() == pytest.approx(1.0, rel=1e-5)
+    assert found[2] == 0.0
+    assert len(whiten(np.zeros(0), np.zeros(1), np.zeros(0))) == 0
 
 
 def test_explained_variance_of_a_perfect_a_constant_and_a_misleading_critic() -> None:
