@@ -1,14 +1,12 @@
 #include "logprob/logprob.h"
 
-#include "common/pool.h"
+#include "common/tuning.h"
 #include "logprob/row.h"
 
 namespace seedthink::ST_ISA {
 namespace {
 
 constexpr int64_t kCells = 16384;  // logits of one chunk of the parallel loops
-
-int64_t rows_per_chunk(int64_t V) { return 1 + kCells / (V + 1); }
 
 void check(const View& logits_TV, const View& targets_T, const View& temperature_T) {
   logits_TV.check("logits", Dtype::f32, {-1, -1});
@@ -31,7 +29,8 @@ void row_logprob_forward(const View& logits_TV, const View& targets_T, const Vie
   const int64_t T = logits_TV.size[0], V = logits_TV.size[1];
   logprob_T.check("logprob", Dtype::f32, {T});
   entropy_T.check("entropy", Dtype::f32, {T});
-  parallel(T, rows_per_chunk(V), [&](int64_t begin, int64_t end) {
+  const Launch launch = tuned(Op::logprob, kCells);
+  parallel(launch, T, launch.rows(V), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const float* logits = logits_TV.as<float>() + t * V;
       const RowStats row = row_stats(logits, V, temperature_T.as<float>()[t]);
@@ -49,7 +48,8 @@ void row_logprob_backward(const View& logits_TV, const View& targets_T, const Vi
   dlogprob_T.check("dlogprob", Dtype::f32, {T});
   dentropy_T.check("dentropy", Dtype::f32, {T});
   const float lowest = -__builtin_inff();
-  parallel(T, rows_per_chunk(V), [&](int64_t begin, int64_t end) {
+  const Launch launch = tuned(Op::logprob, kCells);
+  parallel(launch, T, launch.rows(V), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       float* logits = logits_TV.as<float>() + t * V;
       const RowStats row = row_stats(logits, V, temperature_T.as<float>()[t]);
