@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -90,6 +91,10 @@ def total(outcomes: Sequence[Outcome]) -> Outcome:
     return both
 
 
+# How often each (slowdown in force, load, configuration that ran, incumbent) occurred.
+Tally = Counter[tuple[Slowdown | None, Load, str, str]]
+
+
 def replay(
     columns: Sequence[Column],
     traces: Mapping[str, Sequence[Load]],
@@ -101,38 +106,40 @@ def replay(
 ) -> dict[str, Outcome]:
     """Outcome of each operation. `traces`: the loads of each, all equally long; `start`: what the selector began with."""
     draw, slow = random.Random(seed), slowdowns or {}
-    found = {c.key.op: Outcome(static=dict.fromkeys(c.configs, 0.0), static_seen=dict.fromkeys(c.configs, 0.0)) for c in columns}
+    tallies: dict[str, Tally] = {column.key.op: Counter() for column in columns}
     for step in range(len(next(iter(traces.values())))):
         for column in columns:
             op = column.key.op
             change = slow.get(op)
-            factor = {change.config: change.factor} if change is not None and step >= change.step else {}
-            _step(column, traces[op][step], factor, selector, start, draw, found[op])
-    return found
+            slowed = change if change is not None and step >= change.step else None
+            _step(column, traces[op][step], slowed, selector, draw, tallies[op])
+    return {column.key.op: _outcome(column, tallies[column.key.op], start) for column in columns}
 
 
 def _step(
-    column: Column,
-    load: Load,
-    factor: Mapping[str, float],
-    selector: OnlineSelector,
-    start: Callable[[Key], Config],
-    draw: random.Random,
-    outcome: Outcome,
+    column: Column, load: Load, slowed: Slowdown | None, selector: OnlineSelector, draw: random.Random, tally: Tally
 ) -> None:
-    key, cells = column.key._replace(load=load), column.cells[load]
-    truth = {name: cell.charged * factor.get(name, 1.0) for name, cell in cells.items()}
-    seen = {name: cell.median * factor.get(name, 1.0) for name, cell in cells.items()}
+    key = column.key._replace(load=load)
     config, timed = selector.decide(key)
-    incumbent = selector.site(key).incumbent.name
-    outcome.online += truth[config.name]
-    outcome.lost += max(0.0, truth[config.name] - truth[incumbent])
-    outcome.oracle += truth[min(seen, key=lambda name: seen[name])]
-    outcome.built_in += truth[BUILT_IN.name]
-    outcome.start += truth[start(key).name]
-    for name in outcome.static:
-        outcome.static[name] += truth[name]
-        outcome.static_seen[name] += seen[name]
+    tally[slowed, load, config.name, selector.site(key).incumbent.name] += 1
     if timed:
-        sample = draw.choice(cells[config.name].seen)
-        selector.observe(key, config, sample * factor.get(config.name, 1.0))
+        factor = slowed.factor if slowed is not None and slowed.config == config.name else 1.0
+        selector.observe(key, config, factor * draw.choice(column.cells[load][config.name].seen))
+
+
+def _outcome(column: Column, tally: Tally, start: Callable[[Key], Config]) -> Outcome:
+    outcome = Outcome(static=dict.fromkeys(column.configs, 0.0), static_seen=dict.fromkeys(column.configs, 0.0))
+    for (slowed, load, chosen, incumbent), steps in tally.items():
+        cells = column.cells[load]
+        factor = {slowed.config: slowed.factor} if slowed is not None else {}
+        truth = {name: steps * cell.charged * factor.get(name, 1.0) for name, cell in cells.items()}
+        seen = {name: steps * cell.median * factor.get(name, 1.0) for name, cell in cells.items()}
+        outcome.online += truth[chosen]
+        outcome.lost += max(0.0, truth[chosen] - truth[incumbent])
+        outcome.oracle += truth[min(seen, key=lambda name: seen[name])]
+        outcome.built_in += truth[BUILT_IN.name]
+        outcome.start += truth[start(column.key._replace(load=load)).name]
+        for name in outcome.static:
+            outcome.static[name] += truth[name]
+            outcome.static_seen[name] += seen[name]
+    return outcome

@@ -10,13 +10,26 @@ take in the step, all layers together, measured inside the library in the few st
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 from seedthink.autotune.online import Decision
 from seedthink.autotune.spaces import SPACES, ModelShape, Space
 from seedthink.kernels import selector
 from seedthink.kernels.selector import Config, Key, Load
+
+
+class Around(Protocol):
+    """What a step is run inside of: phase ("generate" or "learn"), rows, share of the KV pages in use."""
+
+    def __call__(self, phase: str, tokens: int, cache_fill: float = 0.0) -> AbstractContextManager[None]:
+        """Enter it, run the step, leave it."""
+        ...
+
+
+def untuned(phase: str, tokens: int, cache_fill: float = 0.0) -> AbstractContextManager[None]:
+    """A step under whatever settings there are."""
+    return nullcontext()
 
 
 class Decider(Protocol):

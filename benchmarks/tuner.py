@@ -79,7 +79,7 @@ def record(shape: str, samples: int, threads: int, ops: Sequence[str]) -> dict[s
         columns.append({"op": op, "dims": space.dims(SHAPES[shape]), "configs": configs, "cells": cells})
         print(f"{op}: {len(configs)} configurations, {len(cells)} loads, elsewhere {elsewhere:.2f}", flush=True)
     rates = measure(threads)
-    return {"shape": shape, "rates": rates.as_dict(), "environment": environment(), "columns": columns}
+    return {"shape": shape, "threads": threads, "rates": rates.as_dict(), "environment": environment(), "columns": columns}
 
 
 def read(content: Mapping[str, Any]) -> list[Column]:
@@ -337,7 +337,7 @@ def main() -> None:
         return
     content = json.loads(MATRIX.read_text())
     columns, rates = [c for c in read(content) if c.key.op in options.ops], Rates(**content["rates"])
-    threads = content["environment"]["threads"]
+    threads = content["threads"]
     rows = []
     print(f"{'':29}{'regret':28}  {'gain over best static':28}  {'lost to exploring':28}")
     for trace in options.traces:

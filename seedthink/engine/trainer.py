@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from seedthink.autotune.steps import Around, untuned
 from seedthink.config.sections import OptimizerConfig
 from seedthink.engine.adamw import AdamW
 from seedthink.engine.diverged import diverged
@@ -71,9 +72,17 @@ def forward_only(module: torch.nn.Module, forward: Forward, batch: Batch) -> np.
 class Trainer:
     """A module, its optimizer and its learning-rate schedule. `step` counts the updates made, skipped ones left out."""
 
-    def __init__(self, module: torch.nn.Module, forward: Forward, config: OptimizerConfig, total_steps: int) -> None:
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        forward: Forward,
+        config: OptimizerConfig,
+        total_steps: int,
+        around: Around = untuned,
+    ) -> None:
+        """around: entered for each micro-batch, where the kernels' launch settings are chosen."""
         self.module, self.config, self.total_steps = module, config, total_steps
-        self.forward = forward
+        self.forward, self._around = forward, around
         self.step = 0
         self.names = [name for name, p in module.named_parameters() if p.requires_grad]
         self.parameters = [p for p in module.parameters() if p.requires_grad]
@@ -84,16 +93,10 @@ class Trainer:
         self.optimizer.zero_grad()
         metrics: dict[str, Metric] = {}
         for micro in micro_batches(batch):
-            try:
-                total, found = loss(*self.forward(self.module, micro), micro)
-            except ValueError as error:
-                if not not_finite(error):
-                    raise
-                return self._skip(metrics, "the forward pass is not finite")
-            if not math.isfinite(float(total.detach())):
-                return self._skip(metrics, "the loss is not finite")
-            total.backward()
-            merge(metrics, found)
+            with self._around("learn", len(micro.tokens_T)):
+                problem = self._accumulate(micro, loss, metrics)
+            if problem:
+                return self._skip(metrics, problem)
         norm = float(torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
         if not math.isfinite(norm):
             return self._skip(metrics, "the gradient is not finite")
@@ -103,6 +106,20 @@ class Trainer:
         self.optimizer.step(rate)
         self.step += 1
         return Update({**reduce(metrics), "lr": rate}, norm)
+
+    def _accumulate(self, micro: MicroBatch, loss: Loss, metrics: dict[str, Metric]) -> str:
+        """Add one micro-batch to the gradients and metrics; returns what kept it from it, "" where nothing did."""
+        try:
+            total, found = loss(*self.forward(self.module, micro), micro)
+        except ValueError as error:
+            if not not_finite(error):
+                raise
+            return "the forward pass is not finite"
+        if not math.isfinite(float(total.detach())):
+            return "the loss is not finite"
+        total.backward()
+        merge(metrics, found)
+        return ""
 
     def learning_rate(self) -> float:
         """Linear warm-up over `warmup_steps`, then the schedule down to `min_lr_ratio` at `total_steps`."""
