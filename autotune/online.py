@@ -70,6 +70,7 @@ class Duel:
     """A challenger against the incumbent. `half` holds the first measurement of the pair under way."""
 
     challenger: Config
+    risk: float  # what its next run may lose, as a share of the incumbent's time
     log_ratios: list[float] = field(default_factory=list)
     half: tuple[bool, float, float] | None = None  # (of the challenger, log of normalised seconds, log2 of tokens)
     challenger_next: bool = False
@@ -93,6 +94,11 @@ class Site:
     def belief(self, name: str) -> Belief:
         """What is known of an arm."""
         return self.beliefs.setdefault(name, Belief())
+
+
+def _loss(log_ratio: float) -> float:
+    """What an arm with this log ratio loses, as a share of the incumbent's time; never taken for nothing."""
+    return math.expm1(min(3.0, max(CLEARLY_WORSE, log_ratio)))
 
 
 class OnlineSelector:
@@ -218,8 +224,9 @@ class OnlineSelector:
             if arm.name != site.incumbent.name and site.belief(arm.name).again <= site.visits
         ]
         if rivals:
-            _, _, challenger = min(rivals, key=lambda rival: rival[:2])
-            site.duel = Duel(challenger, challenger_next=self._source.random() < 0.5)
+            outlook, _, challenger = min(rivals, key=lambda rival: rival[:2])
+            risk = max(self.policy.unknown_loss, _loss(outlook))
+            site.duel = Duel(challenger, risk, challenger_next=self._source.random() < 0.5)
 
     def _outlook(self, site: Site, key: Key, arm: Config) -> float:
         """Log of an arm's time over the incumbent's, as well as it is known: here, next door, or by the cost model."""
@@ -243,16 +250,7 @@ class OnlineSelector:
         return min(near, key=lambda entry: entry[:2])[2] if near else None
 
     def _affordable(self, site: Site, duel: Duel) -> bool:
-        if duel.log_ratios:
-            loss = max(duel.log_ratios[-3:])
-            share = math.expm1(min(3.0, max(CLEARLY_WORSE, loss)))
-        else:
-            known = site.beliefs.get(duel.challenger.name)
-            share = self.policy.unknown_loss if known is None or not known.pairs else math.expm1(
-                min(3.0, max(CLEARLY_WORSE, known.log_ratio))
-            )
-        risk = share * site.level.seconds
-        return self.explored_seconds + risk <= self.policy.budget * self.total_seconds
+        return self.explored_seconds + duel.risk * site.level.seconds <= self.policy.budget * self.total_seconds
 
     def _duelling(self, site: Site, duel: Duel) -> Decision:
         if not duel.challenger_next:
@@ -271,7 +269,7 @@ class OnlineSelector:
             duel.half = (challenger, normalised, tokens)
             return
         duel.log_ratios.append(normalised - half[1] if challenger else half[1] - normalised)
-        duel.half = None
+        duel.half, duel.risk = None, _loss(max(duel.log_ratios[-3:]))
         duel.challenger_next = self._source.random() < 0.5
         verdict = judge(duel.log_ratios)
         if verdict is not Verdict.OPEN:
@@ -306,7 +304,7 @@ class OnlineSelector:
             for belief in other.beliefs.values():
                 belief.pairs, belief.defeats, belief.again = 0, 0, 0
             rival = other.arms.get(BUILT_IN.name) if name != BUILT_IN.name else self._runner_up(other)
-            other.duel = Duel(rival) if rival is not None else None
+            other.duel = Duel(rival, self.policy.unknown_loss) if rival is not None else None
             other.quiet_until = other.visits
             other.level.restart()
             other.drift.restart(None)

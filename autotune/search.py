@@ -33,7 +33,7 @@ CHECKED_TOKENS = 2048  # the float64 reference is asked up to this many rows; bi
 log = logging.getLogger("seedthink.autotune")
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
-IMBALANCE = (1.0, 2.0, 4.0)
+IMBALANCE = (1.0, 4.0)
 FILL = (0.125, 0.625)
 
 
@@ -49,7 +49,7 @@ class Found:
 
 def loads(space: Space) -> list[Load]:
     """The points of a space's load that the search measures; learning steps have many rows, so they begin at 256."""
-    tokens = [t for t in TOKENS if space.phase != "learn" or t >= 256]
+    tokens = [t for t in TOKENS if space.phase not in ("learn", "credit") or t >= 256]
     if space.phase == "generate":
         tokens = [t for t in tokens if t <= 512]
     return [

@@ -66,7 +66,8 @@ class Space:
 
     families: folders of csrc/ whose sources it is made of. loads: fields of `Load` besides tokens that matter to it.
     dims: its part of a model's sizes. work(dims, load, values): values are complete, built-in ones filled in.
-    phase: "generate", "learn" or "both", the kind of step that runs it. relevant(shape): whether a model has it.
+    phase: "generate", "learn" or "both", the kind of step that runs it; "credit" is outside of the engine.
+    grain_cuts: the grain only says how threads share a loop, so it is void on one. relevant(shape): a model has it.
     """
 
     op: str
@@ -78,30 +79,24 @@ class Space:
     loads: tuple[str, ...] = ()
     phase: str = "both"
     numerics: str = EXACT
+    grain_cuts: bool = True
     relevant: Callable[[ModelShape], bool] = lambda shape: True
 
     def configs(self, threads: int, tokens: int = 1 << 30) -> list[Config]:
         """Valid configurations on `threads` threads at `tokens` rows, the built-in one first.
 
-        A thread count that the machine lacks is none; one thread takes everything as one piece, so its grain is void;
-        of blocks above the number of rows, only the built-in one is kept.
+        Left out are thread counts that the machine lacks, grains that cut nothing, and blocks above the number of rows.
         """
         found = [BUILT_IN]
         names = list(self.parameters)
         for values in itertools.product(*self.parameters.values()):
             chosen = {name: value for name, value in zip(names, values, strict=True) if value}
-            few = chosen.get("threads", 0)
-            if not chosen or few >= threads or (few == 1 and "grain" in chosen and self.grain_is_a_cut):
-                continue
-            if chosen.get("block", 0) > tokens:
+            some = chosen.get("threads", 0)
+            void = self.grain_cuts and "grain" in chosen and 1 in (some, threads)
+            if not chosen or some >= threads or void or chosen.get("block", 0) > tokens:
                 continue
             found.append(Config(" ".join(f"{name}={value}" for name, value in chosen.items()), chosen, self.numerics))
         return found
-
-    @property
-    def grain_is_a_cut(self) -> bool:
-        """Whether the grain only says how a loop is shared among threads."""
-        return "block" not in self.parameters
 
     def complete(self, values: Values, threads: int) -> dict[str, int]:
         """`values` with the built-in ones where there are none."""
@@ -272,7 +267,7 @@ _ALL = [
         work=_gae,
         parameters={"threads": _THREADS, "grain": (0, 1024, 65536, 524288)},
         built_in={"grain": 8192},
-        phase="learn",
+        phase="credit",
     ),
     Space(
         op="attend_paged",
@@ -327,6 +322,7 @@ _ALL = [
         work=_expert_grads,
         parameters={"threads": _THREADS, "block": (0, 24, 48, 192), "grain": (0, 128, 512)},
         built_in={"grain": 256, "block": 96},
+        grain_cuts=False,
         loads=("imbalance",),
         phase="learn",
         relevant=_has_experts,

@@ -40,7 +40,7 @@ MATRIX = Path(__file__).parent / "traces" / "tuner_matrix.json"
 STEPS, SEEDS = 20_000, 10
 GENERATE = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 LEARN = (256, 512, 1024, 2048, 4096)
-IMBALANCE, FILL = (1.0, 2.0, 4.0), (0.125, 0.375, 0.625)
+IMBALANCE, FILL = (1.0, 4.0), (0.125, 0.625)
 Trace = Callable[[Sequence[Load], int, random.Random], list[Load]]
 
 
@@ -49,7 +49,7 @@ Trace = Callable[[Sequence[Load], int, random.Random], list[Load]]
 
 def grid(space: Space) -> list[Load]:
     """The loads of an operation at which the matrix is measured."""
-    tokens = LEARN if space.phase == "learn" else GENERATE
+    tokens = LEARN if space.phase in ("learn", "credit") else GENERATE
     return [
         Load(rows, imbalance, fill)
         for imbalance in (IMBALANCE if "imbalance" in space.loads else (1.0,))

@@ -6,7 +6,7 @@ import pytest
 
 from seedthink.autotune.roofline import Rates, measure, prune, seconds
 from seedthink.autotune.spaces import SHAPES, SPACES, Space, Work
-from seedthink.kernels.selector import BUILT_IN, Config, Load
+from seedthink.kernels.selector import BUILT_IN, Config, Key, Load
 
 RATES = Rates(bytes_one=1e9, flops_one=1e9, bytes_all=1.5e9, wake=1e-6, piece=0.0)
 ONE = Config("threads=1", {"threads": 1})
@@ -23,7 +23,7 @@ def space(bytes_moved: float, flops: float, pieces: float) -> Space:
     )
 
 
-def key(tokens: int = 1):
+def key(tokens: int = 1) -> Key:
     return SPACES["norm"].key(SHAPES["quickstart"], "float32", Load(tokens))
 
 

@@ -13,7 +13,7 @@ from seedthink.autotune.cases import build, error_of, same_bits
 from seedthink.autotune.roofline import Rates
 from seedthink.autotune.spaces import SHAPES, SPACES
 from seedthink.kernels import selector
-from seedthink.kernels.selector import BUILT_IN, Config, Load
+from seedthink.kernels.selector import BUILT_IN, Config, Key, Load
 
 QUICKSTART = SHAPES["quickstart"]
 
@@ -24,7 +24,7 @@ def built_in() -> Iterator[None]:
     selector.reset()
 
 
-def key(op: str = "norm", tokens: int = 8):
+def key(op: str = "norm", tokens: int = 8) -> Key:
     return SPACES[op].key(QUICKSTART, "float32", Load(tokens))
 
 
