@@ -173,8 +173,7 @@ def _linear_grad(key: Key, draw: torch.Generator) -> Case:
 
     def run() -> Outputs:
         return tuple(
-            torch.autograd.grad(y, w, dy, retain_graph=True)[0]
-            for y, (_, w, dy) in zip(outputs, triples, strict=True)
+            torch.autograd.grad(y, w, dy, retain_graph=True)[0] for y, (_, w, dy) in zip(outputs, triples, strict=True)
         )
 
     def reference() -> Outputs:

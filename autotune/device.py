@@ -45,7 +45,9 @@ class Identity:
         comes from it; Triton's does where there is a driver."""
         binding = ("device", "driver", "threads", "numerics", *(("torch", "triton") if self.driver else ()))
         mine = self.as_dict()
-        return [f"{name} {other.get(name)!r} is not {mine[name]!r}" for name in binding if other.get(name) != mine[name]]
+        return [
+            f"{name} {other.get(name)!r} is not {mine[name]!r}" for name in binding if other.get(name) != mine[name]
+        ]
 
 
 def identity() -> Identity:

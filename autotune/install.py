@@ -23,7 +23,9 @@ SAVE_SECONDS = 30.0
 MATTERS = {op: space.loads for op, space in SPACES.items()}
 
 
-def step_tuner(mode: str, shape: ModelShape, dtype: str, *, exact: bool = True, log: Path | None = None) -> StepTuner | None:
+def step_tuner(
+    mode: str, shape: ModelShape, dtype: str, *, exact: bool = True, log: Path | None = None
+) -> StepTuner | None:
     """The tuner of this process's steps; None for "off", and for "table" where this device has no table.
 
     mode: "off", "table" or "online". exact: never leave the numerics class of the built-in kernels. log: a folder for
@@ -54,7 +56,9 @@ def online_selector(
         arms_of(here.threads, rates),
         expected_of(here.threads, rates),
         MATTERS,
-        start=(lambda key: table.choose(key, BUILT_IN.numerics if exact else None)) if table else (lambda key: BUILT_IN),
+        start=(lambda key: table.choose(key, BUILT_IN.numerics if exact else None))
+        if table
+        else (lambda key: BUILT_IN),
         learned=memory.load(),
         exact=exact,
         note=memory.note,

@@ -45,7 +45,9 @@ class Learned:
                 raise ValueError(f"its format is {content['format']}, this version reads {FORMAT}")
             if other := self._here.differences(content["identity"]):
                 raise ValueError("; ".join(other))
-            return {place: _checked(record) for place, record in content["places"].items() if self._current(place, record)}
+            return {
+                place: _checked(record) for place, record in content["places"].items() if self._current(place, record)
+            }
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

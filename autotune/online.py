@@ -1,19 +1,19 @@
 """The online selector: learns, while a program runs, which configuration is fastest at the load there is.
 
 Each place (operation, dtype, sizes, load class) has an incumbent and at most one duel: challenger and incumbent take
-turns, and the logarithm of their times is judged pair by pair (evidence.py), so that what slows both down cancels. The
+turns, and the ratio of their times is judged pair by pair (evidence.py), so that what slows both down cancels. The
 incumbent changes only when the challenger is faster outside noise and by more than 2 %.
 
-- *Budget.* A challenger runs only while the time lost to exploration, with what this run may lose, stays below a share of
-  all time of the operation. So a selector is never slower than its start by more than the budget.
-- *Drift.* One launch in `measure_every` of the incumbent is timed. When its times rise against their own discounted mean
-  (CUSUM), what is believed of its rivals is void, here and wherever the operation runs the same configuration, and the
-  built-in configuration challenges first.
+- *Budget.* A challenger runs only while the time lost to exploration, with what this run may lose, stays below a share
+  of all time. So a selector is never slower than its start by more than the budget.
+- *Drift.* One launch in `measure_every` of the incumbent is timed. When its times rise against their own discounted
+  mean (CUSUM), what is believed of its rivals is void, here and wherever the operation runs the same configuration, and
+  the built-in configuration challenges first.
 - *Ageing.* A defeated rival may ask again after `retry_visits`, twice as many after each defeat.
 - *Exact mode.* Only arms of the incumbent's numerics class are candidates, so a choice never changes bits.
 
-Nothing here draws randomness or reads a clock of its own: times arrive through `observe`, the random source and the clock
-that stamps what was learned are given. The same calls give the same decisions.
+Nothing here draws randomness or reads a clock of its own: times arrive through `observe`; the random source, and the
+clock that stamps what was learned, are given. The same calls give the same decisions.
 """
 
 from __future__ import annotations
@@ -157,14 +157,15 @@ class OnlineSelector:
         if seconds <= 0.0 or self.frozen:
             return
         site = self.site(key)
-        normalised = math.log(seconds / self._expected(key, BUILT_IN))
+        usual = max(1e-12, self._expected(key, BUILT_IN))
+        normalised = math.log(seconds / usual)
         if config.name == site.incumbent.name:
             site.level.add(normalised, seconds)
             if site.drift.add(normalised):
                 self._drifted(site)
                 return
         elif site.level.known:
-            lost = seconds - math.exp(site.level.mean) * self._expected(key, BUILT_IN)
+            lost = seconds - math.exp(site.level.mean) * usual
             self.explored_seconds += max(0.0, lost)
         if site.duel is not None:
             self._pair(site, site.duel, config, normalised, math.log2(max(1, key.load.tokens)))
@@ -237,7 +238,8 @@ class OnlineSelector:
         if near is not None:
             theirs = near.beliefs.get(site.incumbent.name, Belief())
             return near.beliefs[arm.name].log_ratio - theirs.log_ratio
-        return math.log(self._expected(key, arm) / self._expected(key, site.incumbent))
+        mine_expected, its_expected = self._expected(key, site.incumbent), self._expected(key, arm)
+        return math.log(max(1e-12, its_expected) / max(1e-12, mine_expected))
 
     def _neighbour(self, site: Site, arm: str) -> Site | None:
         """The nearest place of the operation, at most two octaves away, where this arm has fought."""

@@ -2,8 +2,8 @@
 loads are replayed against it, and the selector is compared with oracles that know the matrix.
 
 Every other sample of a cell is what deciders go by: the selector sees random ones of them, an oracle their median. The
-remaining samples' median is what each is charged. So noise misleads deciders as it does in life, and the oracle does not
-look better than it is by choosing among many medians the one with the most luck.
+median of the remaining samples is what each is charged. So noise misleads deciders as it does in life, and the oracle
+does not look better than it is by choosing among many medians the one with the most luck.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def replay(
     seed: int = 0,
     slowdowns: Mapping[str, Slowdown] | None = None,
 ) -> dict[str, Outcome]:
-    """Outcome of each operation. `traces`: the loads of each, all equally long; `start`: what the selector began with."""
+    """Outcome of each operation. `traces`: the loads of each, equally many; `start`: the selector's first choice."""
     draw, slow = random.Random(seed), slowdowns or {}
     tallies: dict[str, Tally] = {column.key.op: Counter() for column in columns}
     for step in range(len(next(iter(traces.values())))):

@@ -1,7 +1,7 @@
 """Tables of measured configurations, `kernels/tables/<device>.json`: written by the search, read at start.
 
-A table is data. It is used where its identity is this machine's; an entry is used where the sources of its operation are
-those of this build. Anything else is left out, said once, and never an error: the built-in configuration always works.
+A table is data. It is used where its identity is this machine's; an entry is used where the sources of its operation
+are those of this build. Anything else is left out, said once, and never an error: the built-in configuration works.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ log = logging.getLogger("seedthink.autotune")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One measured point. `values` empty: the built-in configuration stays. Seconds are of the operation's own loops.
+    """One measured point. `values` empty: the built-in configuration stays. Seconds: of the operation's own loops.
 
-    p20, p80 of the adopted configuration's samples; `built_in_seconds` the median beside it; `p_value` of the sign test.
+    p20 and p80 are of the adopted configuration's samples, `built_in_seconds` is the median beside it.
     """
 
     op: str
@@ -120,7 +120,9 @@ def read(path: Path, here: Identity, sources: Mapping[str, str]) -> Table | None
     used = [entry for entry in entries if sources.get(entry.op) == entry.sources]
     if len(used) < len(entries):
         stale = sorted({entry.op for entry in entries} - {entry.op for entry in used})
-        log.info("%s: the kernels of %s have changed since; `seedthink tune` measures them anew", path, ", ".join(stale))
+        log.info(
+            "%s: the kernels of %s have changed since; `seedthink tune` measures them anew", path, ", ".join(stale)
+        )
     return Table(of, used, content)
 
 

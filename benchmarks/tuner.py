@@ -2,9 +2,9 @@
 
 `--record` measures the whole matrix of configurations and loads on this machine, in turns, and writes it to
 traces/tuner_matrix.json. Without it, traces of loads are replayed against that file: steady, ramp, bursty and skewed
-loads, an arm that becomes slow midway, and identical arms. The online selector begins without a table ("cold") and with a
-table made of other samples ("table"). Thresholds were set on the traces "saw" and "walk" (`--traces saw walk`), which are
-not reported. Intervals are over seeds (95 %, of the trace and of the samples drawn).
+loads, an arm that becomes slow midway, and identical arms. The online selector begins without a table ("cold") and
+with a table made of the samples that deciders see ("table"). Thresholds were set on the traces "saw" and "walk"
+(`--traces saw walk`), which are not reported. Intervals are over seeds (95 %, of the trace and of the samples drawn).
 Run: `python benchmarks/tuner.py`.
 """
 
@@ -79,7 +79,13 @@ def record(shape: str, samples: int, threads: int, ops: Sequence[str]) -> dict[s
         columns.append({"op": op, "dims": space.dims(SHAPES[shape]), "configs": configs, "cells": cells})
         print(f"{op}: {len(configs)} configurations, {len(cells)} loads, elsewhere {elsewhere:.2f}", flush=True)
     rates = measure(threads)
-    return {"shape": shape, "threads": threads, "rates": rates.as_dict(), "environment": environment(), "columns": columns}
+    return {
+        "shape": shape,
+        "threads": threads,
+        "rates": rates.as_dict(),
+        "environment": environment(),
+        "columns": columns,
+    }
 
 
 def read(content: Mapping[str, Any]) -> list[Column]:
@@ -312,7 +318,9 @@ def in_bucket(columns: Sequence[Column]) -> dict[str, float]:
 
 def show(row: Mapping[str, Any]) -> str:
     """One line of the table."""
-    parts = [f"{row[name][0]:+7.2%} [{row[name][1]:+.2%}, {row[name][2]:+.2%}]" for name in ("regret", "gain", "explored")]
+    parts = [
+        f"{row[name][0]:+7.2%} [{row[name][1]:+.2%}, {row[name][2]:+.2%}]" for name in ("regret", "gain", "explored")
+    ]
     return f"{row['trace']:>9} {row['start']:5} {row['op']:13} " + "  ".join(f"{part:28}" for part in parts)
 
 

@@ -12,8 +12,8 @@ from seedthink.cli.arguments import Parser
 from seedthink.config.suggest import did_you_mean
 from seedthink.errors import ConfigError
 
-EXAMPLES = """Searches each operation's configurations for each load: prunes them by a cost model, checks that their output has the
-same bits as the built-in one's, times them in turns, and adopts what is faster outside noise and by more than 1 %.
+EXAMPLES = """Searches the configurations of each operation for each load: prunes them by a cost model, checks that they give the
+bits of the built-in one, times them in turns, and adopts what is faster outside noise and by over 1 %.
 
 Examples:
   seedthink tune                                     everything, for the quickstart's model
@@ -64,7 +64,7 @@ def _tune(chosen: Any, command: str) -> int:
         failed |= found.entry is None or bool(found.note)
         entries += [found.entry] if found.entry is not None else []
     if len(entries) < len(keys) and not failed:
-        print(f"the budget ended after {len(entries)} of {len(keys)} points; what was in the file before stays for the rest")
+        print(f"the budget ended after {len(entries)} of {len(keys)} points; the rest stays as it was")
     old = table.read(path, here, built_from)
     facts = search.facts(rates, command, environment())
     table.write(path, table.Table(here.as_dict(), table.merged(old, entries), facts))
@@ -76,5 +76,7 @@ def _tune(chosen: Any, command: str) -> int:
 def _known(option: str, names: Sequence[str], known: Any) -> list[str]:
     for name in names:
         if name not in known:
-            raise ConfigError(f'tune: {option} "{name}" is unknown{did_you_mean(name, known)}; known: {", ".join(known)}')
+            raise ConfigError(
+                f'tune: {option} "{name}" is unknown{did_you_mean(name, known)}; known: {", ".join(known)}'
+            )
     return list(names or known)

@@ -43,7 +43,8 @@ class EngineSettings:
 
     `dtype` is the matmul operands' dtype, `total_updates` the schedules' length. `tuner` is `model.tuner`, `logs` a
     folder for its decisions. `critic` False leaves the value network out, `critic_path` names a stored one to start
-    from; `reference` keeps a frozen copy of the starting policy; `recompute` asks `score` for the policy's own log-probs (a proximal policy apart from the behaviour policy).
+    from; `reference` keeps a frozen copy of the starting policy; `recompute` asks `score` for the policy's own
+    log-probs (a proximal policy apart from the behaviour policy).
     """
 
     model: Path

@@ -58,7 +58,9 @@ def test_places_of_other_sources_are_forgotten(tmp_path: Path) -> None:
         "[1]",
         '{"format": 2, "identity": {}, "places": {}}',
         '{"format": 1, "identity": {}}',
-        json.dumps({"format": 1, "identity": HERE.as_dict(), "places": {PLACE: {"sources": "n1", "arms": {"left": "x"}}}}),
+        json.dumps(
+            {"format": 1, "identity": HERE.as_dict(), "places": {PLACE: {"sources": "n1", "arms": {"left": "x"}}}}
+        ),
     ],
 )
 def test_a_corrupt_file_is_refused_with_one_message_and_rebuilt(
