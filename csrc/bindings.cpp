@@ -1,6 +1,7 @@
 // The only file that names Python. A torch tensor becomes a View by asking its own attributes, so no torch headers are
 // needed and one build serves every torch version. Every kernel runs with the GIL released.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include "attention/attention.h"
 #include "block/block.h"
@@ -8,6 +9,7 @@
 #include "balance/balance.h"
 #include "common/isa.h"
 #include "common/pool.h"
+#include "common/tuning.h"
 #include "common/view.h"
 #include "fp8/fp8.h"
 #include "heads/heads.h"
@@ -100,6 +102,7 @@ py::dict build_info() {
   info["cuda"] = static_cast<bool>(ST_CUDA);
   info["cuda_note"] = ST_CUDA_NOTE;
   info["cuda_archs"] = ST_CUDA_ARCHS;
+  info["sources"] = seedthink::sources();
   return info;
 }
 
@@ -115,6 +118,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("emulate_amx", &seedthink::emulate_amx);
   m.def("threads", &seedthink::threads);
   m.def("set_threads", &seedthink::set_threads);
+
+  // launch settings that a tuner may move, and the time and load it goes by
+  m.def("tune", &seedthink::tune, py::arg("op"), py::arg("threads") = 0, py::arg("grain") = 0, py::arg("block") = 0);
+  m.def("tuning", &seedthink::tuning);
+  m.def("watch", &seedthink::watch);
+  m.def("watched", &seedthink::watched);
+  m.def("imbalance", &seedthink::imbalance);
 
   // linear
   ST_DEF(pack_panels);

@@ -5,7 +5,7 @@
 
 #include "attention/shapes.h"
 #include "attention/tile.h"
-#include "common/pool.h"
+#include "common/tuning.h"
 
 namespace seedthink::ST_ISA {
 
@@ -157,7 +157,8 @@ void paged(const View& q_TNH, const View& k_pages, const View& v_pages, const Vi
            const int32_t* lengths, float scale, const View& o_TNH) {
   const int64_t N = q_TNH.size[1], H = q_TNH.size[2], n = k_pages.size[1], B = page_table_BM.size[0];
   const int64_t M = page_table_BM.size[1], heads = N / n;
-  parallel(B * n, 1, [&](int64_t begin, int64_t end) {
+  const Launch launch = tuned(Op::attend_paged, 1);
+  parallel(launch, B * n, launch.grain, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / n, head = task % n;
       const Pages<T> pages{k_pages.as<T>() + head * H * kPage, v_pages.as<T>() + head * H * kPage, n * H * kPage,
@@ -180,7 +181,8 @@ void put(T& out, float x) {
 template <typename T>
 void write(const View& k_TnH, const View& v_TnH, const int32_t* slots, const View& k_pages, const View& v_pages) {
   const int64_t T_ = k_TnH.size[0], n = k_TnH.size[1], H = k_TnH.size[2];
-  parallel(T_, 1 + 8192 / (n * H + 1), [&](int64_t begin, int64_t end) {
+  const Launch launch = tuned(Op::pages, 8192);
+  parallel(launch, T_, launch.rows(n * H), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t)
       for (int64_t head = 0; head < n; ++head) {
         const int64_t page = ((slots[t] / kPage) * n + head) * H * kPage, offset = slots[t] % kPage;
@@ -203,8 +205,9 @@ void attend_packed_forward(const View& q_TNH, const View& k_TnH, const View& v_T
   const int64_t T = q_TNH.size[0], N = q_TNH.size[1], H = q_TNH.size[2], n = k_TnH.size[1], heads = N / n;
   o_TNH.check("o", Dtype::f32, {T, N, H});
   lse_TN.check("lse", Dtype::f32, {T, N});
-  const std::vector<Span> spans = cut(cu_seqlens_B1, prefix_B, kRange);
-  parallel(static_cast<int64_t>(spans.size()) * n, 1, [&](int64_t begin, int64_t end) {
+  const Launch launch = tuned(Op::attend, 1, kRange);
+  const std::vector<Span> spans = cut(cu_seqlens_B1, prefix_B, launch.block);
+  parallel(launch, static_cast<int64_t>(spans.size()) * n, launch.grain, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const Span& span = spans[task / n];
       const int64_t head = task % n, keys = span.end, count = (keys + kPage - 1) / kPage;

@@ -22,6 +22,7 @@ struct Job {
   void* context = nullptr;
   int64_t count = 0;
   int64_t grain = 1;
+  int helpers = 0;  // most workers that may join the caller
 };
 
 class Pool {
@@ -46,6 +47,7 @@ class Pool {
     std::lock_guard<std::mutex> one_at_a_time(run_);
     job_ = job;
     next_.store(0, std::memory_order_relaxed);
+    joined_.store(0, std::memory_order_relaxed);
     open_.store(true);
     {
       std::lock_guard<std::mutex> lock(mutex_);
@@ -94,7 +96,7 @@ class Pool {
   std::condition_variable wake_;
   std::atomic<uint64_t> epoch_{0};
   std::atomic<int64_t> next_{0};
-  std::atomic<int> entered_{0}, sleeping_{0};
+  std::atomic<int> entered_{0}, sleeping_{0}, joined_{0};
   std::atomic<bool> open_{false};
   bool stop_ = false;
   Job job_;
@@ -116,7 +118,7 @@ void Pool::serve() {
     seen = epoch_.load(std::memory_order_acquire);
     if (stop_) return;
     entered_.fetch_add(1);
-    if (open_.load()) work();
+    if (open_.load() && joined_.fetch_add(1) < job_.helpers) work();
     entered_.fetch_sub(1);
   }
 }
@@ -169,10 +171,11 @@ void set_threads(int count) {
 
 namespace detail {
 
-void run(int64_t count, int64_t grain, void* context, Body body) {
+void run(int64_t count, int64_t grain, void* context, Body body, int limit) {
   if (count <= 0) return;
   if (grain < 1) grain = 1;
-  if (inside || count <= grain || threads() == 1) {
+  const int all = threads(), most = limit > 0 && limit < all ? limit : all;
+  if (inside || count <= grain || most == 1) {
     body(context, 0, count);
     return;
   }
@@ -180,7 +183,7 @@ void run(int64_t count, int64_t grain, void* context, Body body) {
   struct Leave {
     ~Leave() { inside = false; }
   } leave;
-  instance().run({body, context, count, grain});
+  instance().run({body, context, count, grain, most - 1});
 }
 
 }  // namespace detail

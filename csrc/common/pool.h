@@ -11,7 +11,8 @@ void set_threads(int count);
 
 namespace detail {
 using Body = void (*)(void* context, int64_t begin, int64_t end);
-void run(int64_t count, int64_t grain, void* context, Body body);
+// On at most `limit` threads, the caller included; 0 sets no limit.
+void run(int64_t count, int64_t grain, void* context, Body body, int limit = 0);
 }  // namespace detail
 
 // Calls body(begin, end) over [0, count) in chunks of `grain`, on all threads; chunks are handed out dynamically, so a

@@ -3,7 +3,7 @@
 #include <cstring>
 #include <vector>
 
-#include "common/pool.h"
+#include "common/tuning.h"
 #include "norm/row.h"
 #include "rope/rope.h"
 #include "rope/row.h"
@@ -45,7 +45,8 @@ void split_heads_forward(const View& qkv_TX, const View& q_norm_H, const View& k
                          const View& positions_T, const View& q_TNH, const View& k_TnH, const View& v_TnH,
                          const View& rstd_TM) {
   const Sizes z = check(q_TNH, k_TnH, v_TnH, qkv_TX, q_norm_H, k_norm_H, rstd_TM, table, positions_T);
-  parallel(z.T, 1 + 8192 / (z.wide + 1), [&](int64_t begin, int64_t end) {
+  const Launch launch = tuned(Op::heads, 8192);
+  parallel(launch, z.T, launch.rows(z.wide), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const float* from = qkv_TX.as<float>() + t * z.wide;
       const float* angle = table.as<float>() + positions_T.as<int32_t>()[t] * z.H;

@@ -1,6 +1,6 @@
 #include "linear/linear.h"
 
-#include "common/pool.h"
+#include "common/tuning.h"
 #include "linear/gemm.h"
 
 namespace seedthink::ST_ISA {
@@ -62,14 +62,16 @@ void forward(const View& x_TK, const View& panels, const View& y_TN) {
   using Cell = typename Kind::Cell;
   const int64_t T = x_TK.size[0], K = x_TK.size[1], N = y_TN.size[1];
   if (T == 0 || N == 0) return;
-  const int64_t steps = steps_of<Kind>(K), pitch = pitch_of<Kind>(K), P = panel_count(N), wanted = 4 * threads();
-  int64_t blocks = ceil_div(T, kTileRows), group = P;
+  const int64_t steps = steps_of<Kind>(K), pitch = pitch_of<Kind>(K), P = panel_count(N);
+  const Launch launch = tuned(Op::linear, kInline, kTileRows);
+  const int64_t wanted = 4 * launch.threads;
+  int64_t blocks = ceil_div(T, launch.block), group = P;
   while (group > 1 && blocks * ceil_div(P, group) < wanted) group = (group + 1) / 2;
   const int64_t groups = ceil_div(P, group);
   if (blocks * groups < wanted) blocks = std::max(blocks, std::min(ceil_div(wanted, groups), T / 24));
   const int64_t units = blocks * groups, work = T * ceil_div(N, kLanes) * steps;
   const Cell* right = panels.as<Cell>();
-  parallel(units, work < kInline ? units : 1, [&](int64_t begin, int64_t end) {
+  parallel(launch, units, work < launch.grain ? units : 1, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t block = unit / groups, first = unit % groups * group;
       const int64_t t0 = T * block / blocks, t1 = T * (block + 1) / blocks;
@@ -93,14 +95,15 @@ void weight_grad(const View& dy_TN, const View& x_TK, const View& dweight_NK) {
   const int64_t T = dy_TN.size[0], N = dy_TN.size[1], K = x_TK.size[1];
   if (N == 0 || K == 0) return;
   // Tiles as large and square as the threads allow: each tile reads its columns of dy and x once.
-  int64_t height = std::min(N, kGradTile), width = std::min(K, kGradTile);
-  while (ceil_div(N, height) * ceil_div(K, width) < 2 * threads() && std::max(height, width) > kPanel) {
+  const Launch launch = tuned(Op::linear_grad, kInline, kGradTile);
+  int64_t height = std::min(N, launch.block), width = std::min(K, launch.block);
+  while (ceil_div(N, height) * ceil_div(K, width) < 2 * launch.threads && std::max(height, width) > kPanel) {
     int64_t& side = height >= width ? height : width;
     side = ceil_div(side / 2, kLanes) * kLanes;
   }
   const int64_t across = ceil_div(K, width);
   const int64_t units = ceil_div(N, height) * across, work = N * ceil_div(K, kLanes) * steps_of<Kind>(T);
-  parallel(units, work < kInline ? units : 1, [&](int64_t begin, int64_t end) {
+  parallel(launch, units, work < launch.grain ? units : 1, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t n0 = unit / across * height, k0 = unit % across * width;
       weight_grad_tile<Kind>([&](int64_t t) { return dy_TN.as<float>() + t * N; },

@@ -1,14 +1,12 @@
 #include "logprob/logprob.h"
 
-#include "common/pool.h"
+#include "common/tuning.h"
 #include "logprob/row.h"
 
 namespace seedthink::ST_ISA {
 namespace {
 
 constexpr int64_t kCells = 16384;  // logits of one chunk of the parallel loops
-
-int64_t rows_per_chunk(int64_t columns) { return 1 + kCells / (columns + 1); }
 
 // A row of state_T4.
 struct State {
@@ -39,7 +37,8 @@ void logprob_columns(const View& logits_TN, int64_t first, int64_t V, const View
                      const View& state_T4) {
   check(logits_TN, first, V, targets_T, temperature_T, state_T4);
   const int64_t T = logits_TN.size[0], N = logits_TN.size[1];
-  parallel(T, rows_per_chunk(N), [&](int64_t begin, int64_t end) {
+  const Launch launch = tuned(Op::logprob, kCells);
+  parallel(launch, T, launch.rows(N), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const float* logits = logits_TN.as<float>() + t * N;
       State& state = state_T4.as<State>()[t];
@@ -73,7 +72,8 @@ void logprob_columns_backward(const View& logits_TN, int64_t first, int64_t V, c
   const int64_t T = logits_TN.size[0], N = logits_TN.size[1];
   dlogprob_T.check("dlogprob", Dtype::f32, {T});
   dentropy_T.check("dentropy", Dtype::f32, {T});
-  parallel(T, rows_per_chunk(N), [&](int64_t begin, int64_t end) {
+  const Launch launch = tuned(Op::logprob, kCells);
+  parallel(launch, T, launch.rows(N), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       float* logits = logits_TN.as<float>() + t * N;
       const RowStats row = finish(state_T4.as<State>()[t].row, temperature_T.as<float>()[t]);

@@ -1,7 +1,7 @@
 #include <vector>
 
 #include "activation/row.h"
-#include "common/pool.h"
+#include "common/tuning.h"
 #include "linear/gemm.h"
 #include "moe/moe.h"
 #include "moe/rows.h"
@@ -22,9 +22,9 @@ struct Unit {
 
 // Cuts the rows of experts [first, last) into nearly equal units, small enough to balance uneven experts over the
 // threads. The cut cannot move a bit: rows do not see each other.
-std::vector<Unit> cut(const int32_t* offsets, int64_t first, int64_t last) {
+std::vector<Unit> cut(const int32_t* offsets, int64_t first, int64_t last, const Launch& launch) {
   const int64_t all = offsets[last] - offsets[first];
-  const int64_t aim = std::min(kUnitRows, std::max(kUnitLeast, all / (8 * threads())));
+  const int64_t aim = std::min(launch.block, std::max(kUnitLeast, all / (8 * launch.threads)));
   std::vector<Unit> units;
   for (int64_t e = first; e < last; ++e) {
     const int64_t rows = offsets[e + 1] - offsets[e], parts = ceil_div(rows, aim);
@@ -56,8 +56,9 @@ void forward(const Sizes& n, const View& x_TD, const View& offsets_E1, const Vie
   const int64_t pitch_d = pitch_of<Kind>(n.D), pitch_i = pitch_of<Kind>(n.I);
   const int64_t up_size = panel_count(wide) * steps_d * kPanel, down_size = panel_count(n.D) * steps_i * kPanel;
   const int32_t* token = token_R.as<int32_t>();
-  const std::vector<Unit> units = cut(offsets_E1.as<int32_t>(), 0, n.E);
-  parallel(units.size(), 1, [&](int64_t begin, int64_t end) {
+  const Launch launch = tuned(Op::experts, kCombine, kUnitRows);
+  const std::vector<Unit> units = cut(offsets_E1.as<int32_t>(), 0, n.E, launch);
+  parallel(launch, units.size(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t u = begin; u < end; ++u) {
       const Unit& unit = units[u];
       const int64_t rows = unit.end - unit.begin;
@@ -94,8 +95,9 @@ void rows_backward(const Sizes& n, const Backward& p, int64_t first, int64_t las
   const int64_t wide = 2 * n.I, steps_d = steps_of<Kind>(n.D), steps_w = steps_of<Kind>(wide);
   const int64_t pitch_d = pitch_of<Kind>(n.D), pitch_w = pitch_of<Kind>(wide);
   const int64_t up_size = panel_count(n.D) * steps_w * kPanel, down_size = panel_count(n.I) * steps_d * kPanel;
-  const std::vector<Unit> units = cut(p.offsets_E1, first, last);
-  parallel(units.size(), 1, [&](int64_t begin, int64_t end) {
+  const Launch launch = tuned(Op::experts_grad, kGradTile, kUnitRows);
+  const std::vector<Unit> units = cut(p.offsets_E1, first, last, launch);
+  parallel(launch, units.size(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t u = begin; u < end; ++u) {
       const Unit& unit = units[u];
       const int64_t rows = unit.end - unit.begin;
@@ -132,9 +134,9 @@ struct GradTiles {
 };
 
 // As large as leaves every thread several, so that none idles long while another has the last one.
-GradTiles grad_tiles(const Sizes& n, int64_t experts) {
-  int64_t side = kGradTile;
-  while (side > kPanel && experts * GradTiles(n, side).both < 4 * threads()) side /= 2;
+GradTiles grad_tiles(const Sizes& n, int64_t experts, const Launch& launch) {
+  int64_t side = launch.grain;
+  while (side > kPanel && experts * GradTiles(n, side).both < 4 * launch.threads) side /= 2;
   return GradTiles(n, side);
 }
 
@@ -142,7 +144,8 @@ GradTiles grad_tiles(const Sizes& n, int64_t experts) {
 template <typename Kind>
 void weight_grads(const Sizes& n, const Backward& p, int64_t first, int64_t last) {
   const int64_t wide = 2 * n.I, base = p.offsets_E1[first];
-  const GradTiles tiles = grad_tiles(n, last - first);
+  const Launch launch = tuned(Op::experts_grad, kGradTile, kUnitRows);
+  const GradTiles tiles = grad_tiles(n, last - first, launch);
   const auto x = [&](int64_t r) { return p.x_TD + p.token_R[r] * n.D; };
   const auto dy = [&](int64_t r) { return p.dy_TD + p.token_R[r] * n.D; };
   const auto act = [&](int64_t r) { return p.act_WI + (r - base) * n.I; };
@@ -155,7 +158,7 @@ void weight_grads(const Sizes& n, const Backward& p, int64_t first, int64_t last
                            p.offsets_E1[e + 1] - from, n0, std::min(height, n0 + tiles.side), k0,
                            std::min(width, k0 + tiles.side), dw + e * height * width, width);
   };
-  parallel((last - first) * tiles.both, 1, [&](int64_t begin, int64_t end) {
+  parallel(launch, (last - first) * tiles.both, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t e = first + i / tiles.both, up_tile = i % tiles.both, down_tile = up_tile - tiles.up;
       if (down_tile < 0)
@@ -193,6 +196,7 @@ Sizes check_routing(const View& x_TD, const View& weight_TK, const View& offsets
   ST_CHECK(n.E >= 1 && offsets[0] == 0 && offsets[n.E] == n.R, "routing.offsets_E1: must run from 0 to T * K = ", n.R);
   for (int64_t e = 0; e < n.E; ++e) ST_CHECK(offsets[e] <= offsets[e + 1], "routing.offsets_E1: must not descend");
   check_rows(row_TK, token_R, n.T, n.K);
+  note_imbalance(offsets, n.E);
   return n;
 }
 

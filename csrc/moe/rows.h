@@ -7,7 +7,7 @@
 #include <unistd.h>
 #endif
 
-#include "common/pool.h"
+#include "common/tuning.h"
 #include "linear/gemm.h"
 
 namespace seedthink::ST_ISA {
@@ -96,6 +96,8 @@ inline void for_lines(int64_t D, const F& f) {
   if (i < D) f(i, D - i);
 }
 
+constexpr int64_t kCombine = 32768;  // elements that a thread combines at a time
+
 // Tokens that a thread takes at a time: about 128 KiB of their rows.
 inline int64_t token_grain(int64_t K, int64_t row_bytes) { return 1 + (int64_t{128} << 10) / (K * row_bytes + 1); }
 
@@ -107,7 +109,8 @@ void combine(const typename Kind::Element* rows, const int32_t* row_TK, const fl
              int64_t D, typename Kind::Element* y) {
   const int64_t row_bytes = D * sizeof *rows;
   const bool stream = streams(y, T, row_bytes);
-  parallel(T, token_grain(K, row_bytes), [&](int64_t begin, int64_t end) {
+  const Launch launch = tuned(Op::experts, kCombine);
+  parallel(launch, T, launch.rows(K * D), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const int32_t *row = row_TK + t * K, *next = t + 1 < T ? row + K : row;
       for_lines<Kind>(D, [&](int64_t i, int64_t live) {

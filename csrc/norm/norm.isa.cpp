@@ -2,7 +2,7 @@
 
 #include <vector>
 
-#include "common/pool.h"
+#include "common/tuning.h"
 #include "norm/row.h"
 
 namespace seedthink::ST_ISA {
@@ -23,7 +23,8 @@ void forward(const View& x_TD, const View& delta_TD, const View& weight_D, doubl
     delta_TD.check("delta", Dtype::f32, {T, D});
     sum_TD.check("sum", Dtype::f32, {T, D});
   }
-  parallel(T, 1 + 32768 / (D + 1), [&](int64_t begin, int64_t end) {
+  const Launch launch = tuned(Op::norm, 32768);
+  parallel(launch, T, launch.rows(D), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const float* x = x_TD.as<float>() + t * D;
       if (delta_TD) {

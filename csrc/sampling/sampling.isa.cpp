@@ -4,7 +4,7 @@
 #include <atomic>
 #include <vector>
 
-#include "common/pool.h"
+#include "common/tuning.h"
 #include "logprob/row.h"
 
 namespace seedthink::ST_ISA {
@@ -110,7 +110,8 @@ void sample_rows(const View& logits_BV, const View& temperature_B, const View& t
     ST_CHECK(top_p[b] > 0.f && top_p[b] <= 1.f, "top_p: row ", b, " is ", top_p[b], ", expected above 0, up to 1");
   }
   std::atomic<int64_t> bad{-1};
-  parallel(B, 1 + 2048 / (V + 1), [&](int64_t begin, int64_t end) {
+  const Launch launch = tuned(Op::sampling, 2048);
+  parallel(launch, B, launch.rows(V), [&](int64_t begin, int64_t end) {
     thread_local std::vector<float> weight;
     for (int64_t b = begin; b < end; ++b) {
       const float* logits = logits_BV.as<float>() + b * V;

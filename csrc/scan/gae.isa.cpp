@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "common/pool.h"
+#include "common/tuning.h"
 #include "common/simd.h"
 
 namespace seedthink::ST_ISA {
@@ -213,7 +213,8 @@ void gae_scan(const View& reward_T, const View& value_T, const View& cu_seqlens_
                  bootstrap_B.as<float>(), mask_T.as<uint8_t>(), bounds, advantage_T.as<float>(), return_T.as<float>(),
                  static_cast<float>(gamma)};
   const auto is_long = [&](int64_t b) { return bounds[b + 1] - bounds[b] > kLong; };
-  parallel(B, 1 + 8192 * B / (T + 1), [&](int64_t begin, int64_t end) {
+  const Launch launch = tuned(Op::gae, 8192);
+  parallel(launch, B, 1 + launch.grain * B / (T + 1), [&](int64_t begin, int64_t end) {
     for (int64_t b = end - 1; b >= begin; --b) {  // from the end, as inside a sequence: one stream for the prefetcher
       if (is_long(b)) continue;
       const Decay policy(a.gamma, a.lambda_policy[b]), critic(a.gamma, a.lambda_critic[b]);

@@ -22,6 +22,7 @@ COMMANDS: dict[str, str] = {
     "rl": "reinforcement learning from verifiable rewards (VAPO, DAPO, PPO, GRPO ...)",
     "eval": "accuracy of a model on held-out problems, with intervals",
     "generate": "answers from a model",
+    "tune": "measure the fastest launch settings of the kernels on this machine",
     "report": "write a run's report.html",
     "samples": "read a run's samples in the terminal, filtered",
     "compare": "several runs side by side",

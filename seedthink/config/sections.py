@@ -72,6 +72,9 @@ class ModelConfig:
     """Operands of matrix products and the KV cache; sums and master weights are float32."""
     threads: Count = 0
     """CPU threads of the engine; 0 takes the cores this process may use."""
+    tuner: Literal["off", "table", "online"] = "table"
+    """Launch settings of the kernels: built in ("off"), as measured for this device where it has a table ("table"), or
+    learned as the run goes ("online"). No choice changes a result."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,7 +49,7 @@ def run_rl(config: RlConfig, verbose: bool = False) -> Path:
         held_out = asked(held_out, config.evaluation.thinking, session.tokenizer)
         check_prompts([*held_out, *problems.items], session.model, config.rollout.max_tokens, "rollout.max_tokens")
         session.judge.load({prompt.family for prompt in [*held_out, *problems.items]})
-        settings = rl_engine_settings(config)
+        settings = rl_engine_settings(config, session.run.logs)
 
         def build() -> AbstractContextManager[WorkerGroup]:
             return workers(session, config, settings, config.algorithm)
@@ -76,6 +76,8 @@ def run_sft(config: SftConfig, verbose: bool = False) -> Path:
         settings = EngineSettings(
             model=Path(config.model.path),
             dtype=config.model.dtype,
+            tuner=config.model.tuner,
+            logs=session.run.logs,
             rollout=replace(config.generation, temperature=1.0),
             policy_optimizer=config.optimizer,
             critic_optimizer=config.optimizer,
@@ -98,6 +100,8 @@ def run_eval(config: EvalConfig, verbose: bool = False) -> Mapping[str, Any]:
         settings = EngineSettings(
             model=Path(config.model.path),
             dtype=config.model.dtype,
+            tuner=config.model.tuner,
+            logs=session.run.logs,
             rollout=config.generation,
             policy_optimizer=OptimizerConfig(),
             critic_optimizer=OptimizerConfig(),
@@ -124,12 +128,14 @@ def run_eval(config: EvalConfig, verbose: bool = False) -> Mapping[str, Any]:
         return found
 
 
-def rl_engine_settings(config: RlConfig) -> EngineSettings:
+def rl_engine_settings(config: RlConfig, logs: Path) -> EngineSettings:
     """What the workers of an RL run are built from."""
     algorithm = config.algorithm
     return EngineSettings(
         model=Path(config.model.path),
         dtype=config.model.dtype,
+        tuner=config.model.tuner,
+        logs=logs,
         rollout=config.rollout,
         policy_optimizer=config.policy_optimizer,
         critic_optimizer=config.critic_optimizer,

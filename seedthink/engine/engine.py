@@ -17,12 +17,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from seedthink.autotune.install import step_tuner
+from seedthink.autotune.spaces import ModelShape
+from seedthink.autotune.steps import untuned
 from seedthink.config.sections import GenerationConfig, OptimizerConfig
 from seedthink.engine.generator import TokenGenerator
 from seedthink.engine.micro_batch import scoring_batch
 from seedthink.engine.model_io import load_model, load_value_model
 from seedthink.engine.page_cache import pages_within
 from seedthink.engine.trainer import Loss, Trainer, forward_only, policy_forward, value_forward
+from seedthink.models.config import ModelConfig
 from seedthink.models.qwen3 import Transformer
 from seedthink.models.value import ValueModel
 from seedthink.types import Batch, Completion, Detokenizer, Request, Scored, Update, Valued
@@ -38,13 +42,16 @@ _EMPTY = np.zeros(0, dtype=np.float32)
 class EngineSettings:
     """What an engine is built from.
 
-    `dtype` is the matmul operands' dtype, `total_updates` the schedules' length. `critic` False leaves the value
-    network out, `critic_path` names a stored one to start from; `reference` keeps a frozen copy of the starting policy;
-    `recompute` asks `score` for the policy's own log-probs (a proximal policy apart from the behaviour policy).
+    `dtype` is the matmul operands' dtype, `total_updates` the schedules' length. `tuner` is `model.tuner`, `logs` a
+    folder for its decisions. `critic` False leaves the value network out, `critic_path` names a stored one to start
+    from; `reference` keeps a frozen copy of the starting policy; `recompute` asks `score` for the policy's own
+    log-probs (a proximal policy apart from the behaviour policy).
     """
 
     model: Path
     dtype: str = "float32"
+    tuner: str = "off"
+    logs: Path | None = None
     rollout: GenerationConfig
     policy_optimizer: OptimizerConfig
     critic_optimizer: OptimizerConfig
@@ -83,23 +90,27 @@ class Engine:
         compute = getattr(torch, settings.dtype)
         temperature = settings.rollout.temperature
         policy = load_model(settings.model, compute)
+        pages = pages_within(policy.config, compute, settings.rollout.kv_memory_mib, settings.rollout.max_sequences)
+        tuner = step_tuner(settings.tuner, shape_of(policy.config, pages), settings.dtype, log=settings.logs)
+        around = tuner.step if tuner is not None else untuned
         forward = partial(policy_forward, temperature=temperature)
-        self.policy = Trainer(policy, forward, settings.policy_optimizer, settings.total_updates, replicas)
+        policy_optimizer, critic_optimizer = settings.policy_optimizer, settings.critic_optimizer
+        self.policy = Trainer(policy, forward, policy_optimizer, settings.total_updates, replicas, around)
         self.critic: Trainer | None = None
         if settings.critic:
             stored = settings.critic_path
             critic = load_value_model(stored, compute) if stored else ValueModel.from_policy(policy)
-            optimizer = settings.critic_optimizer
-            self.critic = Trainer(critic, value_forward, optimizer, settings.total_updates, replicas)
+            self.critic = Trainer(critic, value_forward, critic_optimizer, settings.total_updates, replicas, around)
         self.reference = load_model(settings.model, compute) if settings.reference else None
         self.version = 0
         self.generator = TokenGenerator(
             policy,
-            pages=pages_within(policy.config, compute, settings.rollout.kv_memory_mib, settings.rollout.max_sequences),
+            pages=pages,
             max_batch_tokens=settings.rollout.max_batch_tokens,
             max_sequences=settings.rollout.max_sequences,
             detokenizer=detokenizer,
             eos_token_ids=sorted({*policy.config.eos_token_ids, *stop_tokens}),
+            around=around,
         )
 
     def submit(self, requests: Sequence[Request]) -> None:
@@ -184,3 +195,20 @@ class Engine:
         experts = sum(p.numel() for name, p in module.named_parameters() if p.ndim == 3)
         idle = experts * (config.num_experts - config.experts_per_token) // max(1, config.num_experts)
         return {"parameters": total, "active_parameters": total - idle}
+
+
+def shape_of(config: ModelConfig, pages: int) -> ModelShape:
+    """A model's sizes as the kernel tuner wants them; `pages` is the size of the KV cache."""
+    sparse = [config.is_sparse(layer) for layer in range(config.num_layers)]
+    return ModelShape(
+        width=config.hidden_size,
+        heads=config.num_heads,
+        kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        vocabulary=config.vocab_size,
+        experts=config.num_experts if any(sparse) else 0,
+        experts_per_token=config.experts_per_token if any(sparse) else 0,
+        expert_width=config.moe_intermediate_size if any(sparse) else 0,
+        dense_width=0 if all(sparse) else config.intermediate_size,
+        pages=pages,
+    )

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from seedthink.autotune.steps import Around, untuned
 from seedthink.engine.diverged import diverged
 from seedthink.engine.page_cache import PageCache
 from seedthink.engine.scheduler import Plan, Scheduler
@@ -47,7 +48,8 @@ class TokenGenerator:
     """Completes requests with `model`, as the `Generator` protocol says; the caller drives it by `step` or `collect`.
 
     pages: KV pages of 16 positions. max_batch_tokens: tokens that one step computes. max_sequences: how many run at
-    once. eos_token_ids None means the model's own. After the weights change, call `set_version`.
+    once. eos_token_ids None means the model's own. around: entered for each step, where launch settings are
+    chosen. After the weights change, call `set_version`.
     """
 
     def __init__(
@@ -60,12 +62,13 @@ class TokenGenerator:
         prefix_cache: bool = True,
         detokenizer: Detokenizer | None = None,
         eos_token_ids: Sequence[int] | None = None,
+        around: Around = untuned,
     ) -> None:
         for name, value in (("pages", pages), ("max_batch_tokens", max_batch_tokens), ("max_sequences", max_sequences)):
             if value < 1:
                 raise ConfigError(f"{name} = {value}: must be at least 1")
         self.model = model
-        self.detokenizer = detokenizer
+        self.detokenizer, self._around = detokenizer, around
         self.version = 0
         self._settings = (pages, max_batch_tokens, max_sequences, prefix_cache)
         self._cache = PageCache(model.config, pages, model.compute)
@@ -137,9 +140,10 @@ class TokenGenerator:
         if len(plan.slots_B):
             tokens_T, batch = self._cache.lay_out(plan, scheduler.table)
             try:
-                hidden_TD = self.model.advance(tokens_T, batch)
-                slots_R, rows_R = self._wanting(plan)
-                token_R = self._sample(hidden_TD, slots_R, rows_R)
+                with self._around("generate", len(tokens_T), scheduler.pool.used / scheduler.pool.count):
+                    hidden_TD = self.model.advance(tokens_T, batch)
+                    slots_R, rows_R = self._wanting(plan)
+                    token_R = self._sample(hidden_TD, slots_R, rows_R)
             except ValueError as error:
                 if not not_finite(error):
                     raise

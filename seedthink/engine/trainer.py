@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from seedthink.autotune.steps import Around, untuned
 from seedthink.config.sections import OptimizerConfig
 from seedthink.engine.adamw import AdamW
 from seedthink.engine.diverged import diverged
@@ -76,6 +77,7 @@ class Trainer:
     """A module, its optimizer and its learning-rate schedule. `step` counts the updates made, skipped ones left out.
 
     `replicas`: the ranks that hold copies of the module, each with batches of its own; None for one rank alone.
+    `around` is entered for each micro-batch, where the kernels' launch settings are chosen.
     """
 
     def __init__(
@@ -85,9 +87,10 @@ class Trainer:
         config: OptimizerConfig,
         total_steps: int,
         replicas: Replicas | None = None,
+        around: Around = untuned,
     ) -> None:
         self.module, self.config, self.total_steps, self.replicas = module, config, total_steps, replicas
-        self.forward = forward
+        self.forward, self._around = forward, around
         self.step = 0
         self.names = [name for name, p in module.named_parameters() if p.requires_grad]
         self.parameters = [p for p in module.parameters() if p.requires_grad]
@@ -118,16 +121,24 @@ class Trainer:
     def _accumulate(self, batch: Batch, loss: Loss, metrics: dict[str, Metric]) -> str:
         """Gradients and metrics of this rank's micro-batches; says what is not finite, or nothing."""
         for micro in micro_batches(batch):
-            try:
-                total, found = loss(*self.forward(self.module, micro), micro)
-            except ValueError as error:
-                if not not_finite(error):
-                    raise
-                return "the forward pass is not finite"
-            if not math.isfinite(float(total.detach())):
-                return "the loss is not finite"
-            total.backward()
-            merge(metrics, found)
+            with self._around("learn", len(micro.tokens_T)):
+                reason = self._add(micro, loss, metrics)
+            if reason:
+                return reason
+        return ""
+
+    def _add(self, micro: MicroBatch, loss: Loss, metrics: dict[str, Metric]) -> str:
+        """One micro-batch's gradients and metrics; says what kept it from them, or nothing."""
+        try:
+            total, found = loss(*self.forward(self.module, micro), micro)
+        except ValueError as error:
+            if not not_finite(error):
+                raise
+            return "the forward pass is not finite"
+        if not math.isfinite(float(total.detach())):
+            return "the loss is not finite"
+        total.backward()
+        merge(metrics, found)
         return ""
 
     def _join(self, replicas: Replicas, reason: str, metrics: dict[str, Metric]) -> str:

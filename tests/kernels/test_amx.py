@@ -159,10 +159,15 @@ def has_avx512_bf16() -> bool:
 def test_the_tile_instructions_as_compiled_have_the_emulations_bits(tmp_path: Path) -> None:
     # Where the CPU has no AMX the instructions are trapped and carried out by the test program.
     program, sources = tmp_path / "amx", ROOT / "csrc"
-    files = [sources / "linear/linear.isa.cpp", sources / "linear/tile_check.isa.cpp", sources / "common/pool.cpp"]
+    names = ("linear/linear.isa.cpp", "linear/tile_check.isa.cpp", "common/pool.cpp", "common/tuning.cpp")
     command = ["g++", "-O2", "-std=c++17", "-w", "-ffp-contract=off", "-DST_ISA=avx512", f"-I{sources}", "-pthread"]
     command += [f"-m{name}" for name in ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512bf16", "fma")]
-    command += ["-mamx-tile", "-mamx-bf16", str(ROOT / "tests/kernels/amx_on_any_cpu.cpp"), *map(str, files)]
+    command += [
+        "-mamx-tile",
+        "-mamx-bf16",
+        str(ROOT / "tests/kernels/amx_on_any_cpu.cpp"),
+        *(str(sources / name) for name in names),
+    ]
     subprocess.run([*command, "-o", str(program)], check=True, timeout=250)
     environment = {key: value for key, value in os.environ.items() if key != "SEEDTHINK_ISA"}
     done = subprocess.run([program], env=environment, check=True, capture_output=True, text=True, timeout=120)
