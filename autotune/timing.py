@@ -16,8 +16,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 Run = Callable[[], object]
 Clock = Callable[[Run, int], float]
@@ -90,6 +92,7 @@ def cuda_clock(run: Run, calls: int) -> float:
     A pause on the device lets the host run ahead, so that no launch is waited for: on an idle stream a pair of events
     would time the host.
     """
+    import torch
     run()
     marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(calls)]
     flush = _flush_buffer(torch.cuda.current_device())
@@ -190,5 +193,7 @@ def _turns(
 
 
 @functools.cache
-def _flush_buffer(device: int) -> torch.Tensor:
+def _flush_buffer(device: int) -> Any:
+    import torch
+
     return torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=f"cuda:{device}")
