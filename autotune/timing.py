@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+
 Run = Callable[[], object]
 Clock = Callable[[Run, int], float]
 
@@ -93,6 +94,7 @@ def cuda_clock(run: Run, calls: int) -> float:
     would time the host.
     """
     import torch
+
     run()
     marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(calls)]
     flush = _flush_buffer(torch.cuda.current_device())
@@ -195,5 +197,6 @@ def _turns(
 @functools.cache
 def _flush_buffer(device: int) -> Any:
     import torch
+
 
     return torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=f"cuda:{device}")

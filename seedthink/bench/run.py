@@ -7,7 +7,6 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ import torch
 from seedthink.autotune.timing import Paired, Spread, clock_of, paired_seconds, spread
 from seedthink.bench.case import Case, Draw, Maker, Missing, Prepared, Run, Work
 from seedthink.bench.ceilings import COPY, MATMUL, ceilings_of
-from seedthink.bench.memory import free_bytes, peak_of
+from seedthink.bench.memory import free_bytes, keep_freed_memory, peak_of
 from seedthink.bench.rows import Row
 from seedthink.errors import DeviceError
 from seedthink.kernels.build import build_info
@@ -35,6 +34,8 @@ class Settings:
     side_seconds: float = 4.0  # for the samples of one side
     patience: int = 1  # times to repeat a case that other processes disturbed
     implementations: tuple[str, ...] = ()  # only these; all where empty
+    compiled: bool = True  # whether torch.compile is a peer
+    shapes_file: str = ""  # that the shapes come from, where they are no preset
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ def surroundings(settings: Settings) -> dict[str, Any]:
     """What the numbers depend on."""
     facts = {"device": device_name(settings.device), "device_class": device_class(settings.device)}
     facts |= {"threads": settings.threads, "peers": versions(PEERS), "load_before": os.getloadavg()[0]}
+    facts["freed_memory_is_kept"] = keep_freed_memory()
     return environment({**facts, "date": time.strftime("%Y-%m-%d", time.gmtime()), "native": build_info()})
 
 
@@ -83,7 +85,8 @@ def device_class(device: torch.device) -> str:
 
 def _blank(case: Case, preset: str, settings: Settings) -> Row:
     """What all rows of a case share, before anything is known of a side."""
-    place = {"op": case.op, "shapes": preset, "at": case.place, "dtype": case.dtype, "device": settings.device.type}
+    shapes = settings.shapes_file or preset
+    place = {"op": case.op, "shapes": shapes, "at": case.place, "dtype": case.dtype, "device": settings.device.type}
     chosen = {**place, "threads": settings.threads, "repeats": settings.repeats}
     if settings.implementations:
         chosen["impl"] = ",".join(settings.implementations)
@@ -92,7 +95,7 @@ def _blank(case: Case, preset: str, settings: Settings) -> Row:
         op=case.op,
         implementation="",
         ours=False,
-        preset=Path(preset).stem,
+        preset=preset,
         shape=case.shape,
         dtype=case.dtype,
         device=settings.device.type,
@@ -106,9 +109,10 @@ def _blank(case: Case, preset: str, settings: Settings) -> Row:
 
 
 def _checked(prepared: Prepared, blank: Row, settings: Settings) -> Iterator[Checked]:
+    wanted = settings.implementations
     for ours, makers in ((True, prepared.ours), (False, prepared.peers)):
         for name, maker in makers.items():
-            if not settings.implementations or name in settings.implementations:
+            if (name in wanted or not wanted) and (settings.compiled or name != "compile"):
                 row = replace(blank, implementation=name, ours=ours, tolerance=prepared.tolerance)
                 yield _check(maker, prepared, row, settings)
 
