@@ -7,6 +7,8 @@ fresh pages: with outputs of 100 MB that costs more than many kernels. While ben
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,15 +17,23 @@ from seedthink.bench.case import Outputs, Run
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+DEFAULT_MMAP_MAX, DEFAULT_TRIM_BYTES = 65536, 128 << 10
 
 
-def keep_freed_memory() -> bool:
-    """Have the C library keep freed memory in this process; whether it does (glibc alone can)."""
+@contextmanager
+def freed_memory_kept() -> Iterator[bool]:
+    """Have the C library keep freed memory meanwhile; yields whether it does (glibc alone can)."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
-        return False
-    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, -1))
+        yield False
+        return
+    try:
+        yield bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, -1))
+    finally:
+        mallopt(M_MMAP_MAX, DEFAULT_MMAP_MAX)
+        mallopt(M_TRIM_THRESHOLD, DEFAULT_TRIM_BYTES)
+        _give_back()
 
 
 def free_bytes(device: torch.device) -> float:

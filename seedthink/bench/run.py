@@ -14,7 +14,7 @@ import torch
 from seedthink.autotune.timing import Paired, Spread, clock_of, paired_seconds, spread
 from seedthink.bench.case import Case, Draw, Maker, Missing, Prepared, Run, Work
 from seedthink.bench.ceilings import COPY, MATMUL, ceilings_of
-from seedthink.bench.memory import free_bytes, keep_freed_memory, peak_of
+from seedthink.bench.memory import free_bytes, peak_of
 from seedthink.bench.rows import Row
 from seedthink.errors import DeviceError
 from seedthink.kernels.build import build_info
@@ -62,7 +62,6 @@ def surroundings(settings: Settings) -> dict[str, Any]:
     """What the numbers depend on."""
     facts = {"device": device_name(settings.device), "device_class": device_class(settings.device)}
     facts |= {"threads": settings.threads, "peers": versions(PEERS), "load_before": os.getloadavg()[0]}
-    facts["freed_memory_is_kept"] = keep_freed_memory()
     return environment({**facts, "date": time.strftime("%Y-%m-%d", time.gmtime()), "native": build_info()})
 
 

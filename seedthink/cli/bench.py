@@ -12,6 +12,7 @@ from seedthink.cli.arguments import Parser
 
 if TYPE_CHECKING:
     from seedthink.bench.case import Case
+    from seedthink.bench.rows import Row
     from seedthink.bench.run import Settings
 
 EXAMPLES = """Examples:
@@ -61,19 +62,21 @@ def _kernel_options(sub: Parser) -> None:
 
 
 def _kernels(chosen: Namespace) -> int:
-    from seedthink.bench import rows as files
+    from seedthink.bench.memory import freed_memory_kept
     from seedthink.bench.plots import drawing
+    from seedthink.bench.rows import save
     from seedthink.bench.run import measured, surroundings
     from seedthink.bench.table import show
 
-    settings = _settings(chosen)
-    environment, found = surroundings(settings), []
-    cases = list(_cases(chosen))
-    for at, (preset, case) in enumerate(cases):
-        print(f"[{at + 1}/{len(cases)}] {preset} {case.op} {case.place} {case.dtype}", file=sys.stderr, flush=True)
-        found += measured(case, preset, settings)
-        if chosen.json:  # after every case, so that an interruption loses little
-            files.save(chosen.json, found, environment)
+    settings, cases = _settings(chosen), list(_cases(chosen))
+    found: list[Row] = []
+    with freed_memory_kept() as kept:
+        environment = surroundings(settings) | {"freed_memory_kept": kept}
+        for at, (preset, case) in enumerate(cases):
+            print(f"[{at + 1}/{len(cases)}] {preset} {case.op} {case.place} {case.dtype}", file=sys.stderr, flush=True)
+            found += measured(case, preset, settings)
+            if chosen.json:  # after every case, so that an interruption loses little
+                save(chosen.json, found, environment)
     show(found)
     if chosen.plot:
         chosen.plot.parent.mkdir(parents=True, exist_ok=True)
