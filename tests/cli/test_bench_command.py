@@ -50,15 +50,14 @@ def test_comparing_tells_a_regression_by_the_exit_code(in_tmp: Path, capsys: pyt
     Path("tiny.toml").write_text(TINY)
     bench("kernels", "--op", "swiglu", "--shapes", "tiny.toml", "--impl", "cpu", "--quick", "--json", "a.json")
     table = json.loads(Path("a.json").read_text())
-    assert bench("compare", "a.json", "a.json") == 0
-    row = table["rows"][0]
-    row["seconds"] = {name: 2 * value for name, value in row["seconds"].items()}
-    row["seconds"]["p20"] = row["seconds"]["median"]
-    row["of_ceiling"] /= 2
-    Path("b.json").write_text(json.dumps(table))
+    for name, milliseconds, share in (("a", 1.0, 0.5), ("b", 2.0, 0.2)):
+        for row in table["rows"]:
+            row |= {"seconds": dict.fromkeys(("median", "p20", "p80"), milliseconds / 1e3), "of_ceiling": share}
+        Path(f"{name}.json").write_text(json.dumps(table))
     capsys.readouterr()
-    assert bench("compare", "a.json", "b.json") == int(row["seconds"]["p20"] > json.loads(Path("a.json").read_text())["rows"][0]["seconds"]["p80"])
-    assert bench("compare", "b.json", "a.json") == 0
+    assert bench("compare", "a.json", "b.json") == 1
+    assert "slower  swiglu T=8,I=32 float32 cpu  1 ms -> 2 ms  +100.0%" in capsys.readouterr().out
+    assert bench("compare", "b.json", "a.json") == bench("compare", "a.json", "a.json") == 0
 
 
 def test_listing_names_operations_presets_and_peers(capsys: pytest.CaptureFixture[str]) -> None:
