@@ -61,7 +61,12 @@ for mounted, folder in MOUNTED.items():
 setup(
     packages=packages,
     package_dir=package_dir,
-    package_data={"seedthink.recipes": ["*/*.toml"], "seedthink": ["py.typed"], "seedthink.report": ["templates/*"], "seedthink.bench": ["*.toml"]},
+    package_data={
+        "seedthink.recipes": ["*/*.toml"],
+        "seedthink": ["py.typed"],
+        "seedthink.report": ["templates/*"],
+        "seedthink.bench": ["*.toml"],
+    },
     ext_modules=[Extension("seedthink._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -1,4 +1,4 @@
-"""What the benchmarks share: times of sides in turns, quiet seconds of a whole run, the environment, the results' files."""
+"""What the benchmarks share: times in turns, quiet seconds for a whole run, the environment, the results' files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,11 @@ def in_turns(runs: Mapping[str, Callable[[], object]], samples: int, patience: i
     found: dict[str, Any] = {"cores_used_elsewhere": paired.cores_used_elsewhere}
     for name in runs:
         values = [1e3 * seconds for seconds in paired.samples(name)]
-        found |= {f"{name}_ms": statistics.median(values), f"{name}_ms_least": min(values), f"{name}_ms_most": max(values)}
+        found |= {
+            f"{name}_ms": statistics.median(values),
+            f"{name}_ms_least": min(values),
+            f"{name}_ms_most": max(values),
+        }
     return found
 
 

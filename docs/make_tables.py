@@ -95,7 +95,11 @@ def startup(rows: Rows) -> str:
 
 def kernels(rows: Rows) -> str:
     """Our kernels on one device: the largest shape of each operation and dtype, beside the peers of the same run."""
-    largest = {(row["op"], row["dtype"], row["shape"].get("masked"), row["shape"].get("block")): row for row in rows if row["ours"]}
+    largest = {
+        (row["op"], row["dtype"], row["shape"].get("masked"), row["shape"].get("block")): row
+        for row in rows
+        if row["ours"]
+    }
     return table(
         ["operation", "shape", "dtype", "time (p20 to p80)", "of ceiling", "peers take"],
         [
@@ -103,7 +107,7 @@ def kernels(rows: Rows) -> str:
                 row["op"],
                 " ".join(f"{name}={size}" for name, size in row["shape"].items()),
                 row["dtype"],
-                f"{duration(row['seconds']['median'])} ({duration(row['seconds']['p20'])} to {duration(row['seconds']['p80'])})"
+                "{} ({} to {})".format(*(duration(row["seconds"][name]) for name in ("median", "p20", "p80")))
                 if row["seconds"]
                 else row["status"],
                 f"{100 * row['of_ceiling']:.0f} %" if row["of_ceiling"] else "",

@@ -9,7 +9,13 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
-ENVIRONMENT = {"device": "A CPU", "device_class": "avx2", "threads": 2, "packages": {"torch": "2.13.0"}, "date": "2026-01-02"}
+ENVIRONMENT = {
+    "device": "A CPU",
+    "device_class": "avx2",
+    "threads": 2,
+    "packages": {"torch": "2.13.0"},
+    "date": "2026-01-02",
+}
 KERNEL = {
     "op": "gae",
     "ours": True,

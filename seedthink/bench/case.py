@@ -57,7 +57,7 @@ class Draw:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The sides of a case on inputs that are drawn. `error` is the largest error of a side's outputs against float64."""
+    """The sides of a case on inputs that are drawn. `error`: the largest of a side's outputs against float64."""
 
     ours: Mapping[str, Maker]
     peers: Mapping[str, Maker]

@@ -20,7 +20,7 @@ Side = tuple[Callable[[], object], float]  # what to run, and what one call does
 
 
 def ceilings_of(work: Work, device: torch.device) -> dict[str, Side]:
-    """The ceilings that bound some work. Fewer FLOPs than bytes never bind: no machine multiplies slower than it copies."""
+    """The ceilings that bound some work. Fewer FLOPs than bytes never do: machines multiply faster than they copy."""
     found = {COPY: copy(work.bytes, device)} if work.bytes else {}
     if work.flops > work.bytes:
         found[MATMUL] = matmul(work.rate, device)

@@ -48,7 +48,7 @@ def free_bytes(device: torch.device) -> float:
 
 
 def peak_of(run: Run, device: torch.device) -> tuple[Outputs, float | None]:
-    """(outputs, bytes above what was held before) of one call, outputs included; None where the system does not tell."""
+    """(outputs, bytes that one call took, its outputs included); None where the system does not tell."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

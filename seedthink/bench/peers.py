@@ -41,13 +41,13 @@ def of_torch_trained(formula: Formula, leaves: Sequence[Tensor], grads: Sequence
 
 
 def compiled(formula: Formula) -> Formula:
-    """`formula` through inductor. torch counts compilations per function and falls back to eager after a few: none is kept."""
+    """`formula` through inductor. Earlier ones are forgotten: after a few of one function torch falls back to eager."""
     torch.compiler.reset()
     return torch.compile(formula, dynamic=False)
 
 
 def trained(formula: Formula, leaves: Sequence[Tensor], grads: Sequence[Tensor]) -> Run:
-    """Forward and backward of `formula(*leaves)`; returns the leaves' gradients. grads: one per output of the formula."""
+    """Forward and backward of `formula(*leaves)`, to the leaves' gradients. grads: one per output of the formula."""
     own = [leaf.detach().clone().requires_grad_() for leaf in leaves]
 
     def run() -> Outputs:

@@ -5,7 +5,7 @@ Colours follow the reader's preference for light or dark. A <title> on every mar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
 from math import ceil, floor, log10
 from statistics import median
@@ -17,11 +17,14 @@ WIDTH, LEFT, RIGHT = 960, 300, 40
 ROOF_HEIGHT, ROOF_LEFT, BAR = 420, 70, 13
 STYLE = """
 svg { background: #fff; color: #1d2430; font: 12px system-ui, sans-serif }
-.ink { fill: currentColor } .faint { fill: #6b7687 } .grid { stroke: #dde2ea } .roof { stroke: currentColor; fill: none; stroke-width: 1.5 }
+.ink { fill: currentColor } .faint { fill: #6b7687 } .grid { stroke: #dde2ea }
+.roof { stroke: currentColor; fill: none; stroke-width: 1.5 } .one { stroke: currentColor; stroke-dasharray: 4 3 }
 .end { text-anchor: end } .mid { text-anchor: middle } .head { font-weight: 600; font-size: 15px; fill: currentColor }
-.point { fill: #2563c9 } .bar { fill: #2563c9 } .lost { fill: #c2452d } .one { stroke: currentColor; stroke-dasharray: 4 3 }
-@media (prefers-color-scheme: dark) { svg { background: #14181f; color: #e6eaf0 } .grid { stroke: #2b3340 } .faint { fill: #98a3b3 }
-.point, .bar { fill: #6ea3ff } .lost { fill: #ff8a6b } }
+.point, .bar { fill: #2563c9 } .lost { fill: #c2452d }
+@media (prefers-color-scheme: dark) {
+  svg { background: #14181f; color: #e6eaf0 } .grid { stroke: #2b3340 } .faint { fill: #98a3b3 }
+  .point, .bar { fill: #6ea3ff } .lost { fill: #ff8a6b }
+}
 """
 
 
@@ -59,7 +62,9 @@ def _roofline(rows: Sequence[Row]) -> str:
         return ""
     copy = median(row.copy_bytes_per_second or 0.0 for row in rows)
     tops = {
-        row.dtype: median(each.matmul_flops_per_second or 0.0 for each in rows if _bound(each) and each.dtype == row.dtype)
+        row.dtype: median(
+            each.matmul_flops_per_second or 0.0 for each in rows if _bound(each) and each.dtype == row.dtype
+        )
         for row in rows
         if _bound(row)
     }
@@ -67,13 +72,21 @@ def _roofline(rows: Sequence[Row]) -> str:
     x = Scale([row.flops / row.bytes for row in rows] + [1.0], ROOF_LEFT, WIDTH - RIGHT)
     y = Scale([*rates, *tops.values(), copy], ROOF_HEIGHT, 50)
     parts = [_text(ROOF_LEFT, 26, "Roofline: our kernels below what this machine was measured to do", "head")]
-    parts += [_line("grid", x(at), 50, x(at), ROOF_HEIGHT) + _text(x(at), ROOF_HEIGHT + 18, f"{at:g}", "faint mid") for at in x.decades()]
-    parts += [_line("grid", ROOF_LEFT, y(at), WIDTH - RIGHT, y(at)) + _text(ROOF_LEFT - 8, y(at) + 4, _rate(at), "faint end") for at in y.decades()]
+    parts += [
+        _line("grid", x(at), 50, x(at), ROOF_HEIGHT) + _text(x(at), ROOF_HEIGHT + 18, f"{at:g}", "faint mid")
+        for at in x.decades()
+    ]
+    parts += [
+        _line("grid", ROOF_LEFT, y(at), WIDTH - RIGHT, y(at)) + _text(ROOF_LEFT - 8, y(at) + 4, _rate(at), "faint end")
+        for at in y.decades()
+    ]
     parts.append(_text(WIDTH - RIGHT, ROOF_HEIGHT + 34, "FLOPs per byte", "faint end"))
     top = max(tops.values(), default=10.0**y.high)
     left, right = 10.0**x.low, 10.0**x.high
     knee = min(top / copy, right)
-    parts.append(_line("roof", x(max(left, 10.0**y.low / copy)), y(max(left * copy, 10.0**y.low)), x(knee), y(knee * copy)))
+    parts.append(
+        _line("roof", x(max(left, 10.0**y.low / copy)), y(max(left * copy, 10.0**y.low)), x(knee), y(knee * copy))
+    )
     for dtype, rate in tops.items():
         start = min(max(rate / copy, left), right)
         parts.append(_line("roof", x(start), y(rate), x(right), y(rate)))
@@ -101,7 +114,10 @@ def _ratio_bars(rows: Sequence[Row], top: float) -> tuple[str, float]:
     x = Scale([ratio for _, _, ratio in lines] + [0.9, 1.1], LEFT, WIDTH - RIGHT - 40)
     height = top + 30 + len(lines) * (BAR + 4) + len(rows) * 10
     parts = [_text(20, top, "How many times as long the peers take", "head")]
-    parts += [_line("grid", x(at), top + 12, x(at), height - 14) + _text(x(at), height, f"{at:g}x", "faint mid") for at in x.decades()]
+    parts += [
+        _line("grid", x(at), top + 12, x(at), height - 14) + _text(x(at), height, f"{at:g}x", "faint mid")
+        for at in x.decades()
+    ]
     y, last = top + 18.0, None
     for row, peer, ratio in lines:
         if row is not last:

@@ -65,7 +65,9 @@ def chosen_shapes(word: str) -> list[Shapes]:
     for name in names:
         if name not in known:
             hint = did_you_mean(name, known)
-            raise ConfigError(f'--shapes: there is no preset "{name}"{hint}; known: {", ".join(known)}, or a .toml file')
+            raise ConfigError(
+                f'--shapes: there is no preset "{name}"{hint}; known: {", ".join(known)}, or a .toml file'
+            )
     return [known[name] for name in names]
 
 

@@ -14,7 +14,6 @@ from seedthink.errors import DataError
 Status = Literal["ok", "FAIL", "left out"]
 
 
-
 @dataclass(frozen=True, slots=True)
 class Row:
     """One implementation of one operation at one shape and dtype. What was not measured is None."""

@@ -54,7 +54,9 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "time": _time,
     "p20 .. p80": _spread,
     "GB/s": lambda row: f"{row.gb_per_second:.1f}" if row.gb_per_second else "",
-    "TFLOP/s": lambda row: f"{row.tflop_per_second:.3g}" if row.tflop_per_second and row.matmul_flops_per_second else "",
+    "TFLOP/s": lambda row: (
+        f"{row.tflop_per_second:.3g}" if row.tflop_per_second and row.matmul_flops_per_second else ""
+    ),
     "of ceiling": lambda row: f"{100 * row.of_ceiling:.0f} %" if row.of_ceiling else "",
     "error": lambda row: f"{row.error:.1e}" if row.error is not None else "",
     "peak": lambda row: f"{row.peak_bytes / 2**20:.0f} MiB" if row.peak_bytes else "",

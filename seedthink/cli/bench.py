@@ -126,7 +126,9 @@ def _cases(chosen: Namespace) -> Iterator[tuple[str, Case]]:
                 empty = False
                 yield shapes.name, case
     if empty:
-        raise ConfigError("nothing to measure: no case fits --op, --shapes, --at and --dtype; `seedthink bench list` shows all")
+        raise ConfigError(
+            "nothing to measure: no case fits --op, --shapes, --at and --dtype; `seedthink bench list` shows all"
+        )
 
 
 def _list(chosen: Namespace) -> int:
@@ -140,7 +142,12 @@ def _list(chosen: Namespace) -> int:
     print("\nPresets (--shapes):")
     print("\n".join(f"  {shapes.name:{width}}  {shapes.source}" for shapes in presets().values()))
     found = versions(("torch", "transformers", "torchrl", "torchao"))
-    print("\nPeers:", ", ".join(f"{name} {found.get(name, 'not installed')}" for name in ("torch", "transformers", "torchrl", "torchao")))
+    print(
+        "\nPeers:",
+        ", ".join(
+            f"{name} {found.get(name, 'not installed')}" for name in ("torch", "transformers", "torchrl", "torchao")
+        ),
+    )
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+
 import seedthink.autotune.timing as timing
 from seedthink.autotune.timing import Paired, Run, paired_seconds, spread
 

@@ -6,10 +6,26 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+
 from seedthink.bench.case import Case, Draw, Missing, against
-from seedthink.bench.cases import OPS, cases, chosen_ops
-from seedthink.bench.cases import attention, balance, experts, fp8, gae, linear, logprob, norm, permute, rope, route
-from seedthink.bench.cases import sampling, swiglu
+from seedthink.bench.cases import (
+    OPS,
+    attention,
+    balance,
+    cases,
+    chosen_ops,
+    experts,
+    fp8,
+    gae,
+    linear,
+    logprob,
+    norm,
+    permute,
+    rope,
+    route,
+    sampling,
+    swiglu,
+)
 from seedthink.bench.presets import Shapes, presets
 from seedthink.errors import ConfigError
 
@@ -126,6 +142,7 @@ def test_an_operation_is_chosen_by_name_or_family() -> None:
     assert chosen_ops([]) == list(OPS)
     assert chosen_ops(["swiglu_train", "gae"]) == ["gae", "swiglu_train"]
     assert chosen_ops(["fp8"]) == ["fp8_quantize", "fp8_linear"]
+    assert chosen_ops(["swiglu"]) == ["swiglu"]  # an operation, before it is a family
     with pytest.raises(ConfigError, match="did you mean swiglu"):
         chosen_ops(["swigl"])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from seedthink.bench.presets import chosen_shapes, only_first, presets
 from seedthink.controller.quickstart import EXPERTS, WIDTH
 from seedthink.errors import ConfigError
@@ -17,7 +18,11 @@ def test_the_presets_are_the_four_models() -> None:
     assert sizes["qwen3-30b-a3b"] == (2048, 128, 8, 768, 151936)
     assert sizes["deepseek-v3"] == (7168, 256, 8, 2048, 129280)
     assert sizes["200b-a20b"] == (4096, 128, 8, 1536, 151936)
-    assert (known["deepseek-v3"].score, known["deepseek-v3"].groups, known["deepseek-v3"].topk_groups) == ("sigmoid", 8, 4)
+    assert (known["deepseek-v3"].score, known["deepseek-v3"].groups, known["deepseek-v3"].topk_groups) == (
+        "sigmoid",
+        8,
+        4,
+    )
     assert "in its place" in known["200b-a20b"].source
 
 

@@ -6,10 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
 from rich.console import Console
+
 from seedthink.autotune.timing import Spread
 from seedthink.bench.case import Case, Draw, Maker, Missing, Outputs, Prepared, Run, Work, against
 from seedthink.bench.compare import differences
@@ -19,7 +21,6 @@ from seedthink.bench.rows import Row, load, save
 from seedthink.bench.run import Settings, measured
 from seedthink.bench.table import seconds, show, times
 from seedthink.errors import DataError
-from xml.etree import ElementTree
 
 CPU = torch.device("cpu")
 QUICK = Settings(CPU, threads=1, repeats=3, patience=0)
@@ -62,7 +63,8 @@ def test_a_row_says_what_was_measured_and_the_command_that_repeats_it() -> None:
     row = rows_of({"cpu": doubled()}, {"eager": doubled()})["cpu"]
     assert (row.status, row.error, row.repeats) == ("ok", 0.0, 3)
     assert row.command == (
-        "seedthink bench kernels --op double --shapes tiny --at T=1000 --dtype float32 --device cpu --threads 1 --repeats 3"
+        "seedthink bench kernels --op double --shapes tiny --at T=1000 --dtype float32 --device cpu --threads 1"
+        " --repeats 3"
     )
     assert row.seconds and row.seconds.p20 <= row.seconds.median <= row.seconds.p80
     assert row.gb_per_second == 8000.0 / row.seconds.median / 1e9

@@ -7,17 +7,22 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+
 from seedthink.bench.cases import OPS
 from seedthink.cli.main import main
 
-TINY = '[tiny]\nsource = "a test"\nwidth = 64\nexperts = 4\nexperts_per_token = 2\nexpert_width = 16\ntokens = [8, 16]\n'
+TINY = (
+    '[tiny]\nsource = "a test"\nwidth = 64\nexperts = 4\nexperts_per_token = 2\nexpert_width = 16\ntokens = [8, 16]\n'
+)
 
 
 def bench(*words: str) -> int:
     return main(["bench", *words])
 
 
-def test_two_operations_are_checked_timed_shown_saved_and_drawn(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_operations_are_checked_timed_shown_saved_and_drawn(
+    in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("tiny.toml").write_text(TINY)
     words = ["kernels", "--op", "rms_norm,swiglu", "--shapes", "tiny.toml", "--impl", "cpu,eager", "--threads", "1"]
     assert bench(*words, "--quick", "--json", "out/a.json", "--plot", "out/a.svg") == 0
@@ -69,7 +74,7 @@ def test_listing_names_operations_presets_and_peers(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["kernels", "--op", "gea"], "did you mean gae"),
+        (["kernels", "--op", "gaee"], "did you mean gae"),
         (["kernels", "--shapes", "quickstrat"], "did you mean quickstart"),
         (["kernels", "--op", "gae", "--shapes", "quickstart", "--at", "T=1"], "nothing to measure"),
         (["kernels", "--threads", "0"], "--threads: 0 is not at least 1"),

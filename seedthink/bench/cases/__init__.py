@@ -43,12 +43,13 @@ OPS: dict[str, tuple[str, str]] = {
 
 
 def chosen_ops(words: Sequence[str]) -> list[str]:
-    """Operations by name or by family, in the order of the table; all without words. ConfigError with the nearest name."""
-    families = {family for family, _ in OPS.values()}
+    """Operations by name or else by family, in the order of the table; all without words. ConfigError if unknown."""
+    families = {family for family, _ in OPS.values()} - set(OPS)
     for word in words:
         if word not in OPS and word not in families:
-            raise ConfigError(f'--op: there is no operation "{word}"{did_you_mean(word, [*OPS, *families])}')
-    return [op for op, (family, _) in OPS.items() if not words or op in words or family in words]
+            hint = did_you_mean(word, [*OPS, *families]) or "; `seedthink bench list` shows all"
+            raise ConfigError(f'--op: there is no operation "{word}"{hint}')
+    return [op for op, (family, _) in OPS.items() if not words or op in words or family in families.intersection(words)]
 
 
 def cases(ops: Sequence[str], shapes: Shapes, device: str) -> Iterator[Case]:

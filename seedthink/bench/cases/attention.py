@@ -1,4 +1,4 @@
-"""Causal attention: over packed sequences, bound by FLOPs, and for one new token over pages, bound by reading the cache.
+"""Causal attention: over packed sequences, bound by FLOPs; for one new token over pages, bound by reading the cache.
 
 The peer is torch's scaled_dot_product_attention on sequences of equal length, which need no padding, in its own layout,
 made before the clock starts; while decoding it gets dense keys and values that somebody would have had to gather.
@@ -156,7 +156,9 @@ def by_token(error: Callable[[Outputs], float]) -> Callable[[Outputs], float]:
 def sdpa(size: Size, qkv: tuple[Tensor, Tensor, Tensor], scale: float) -> Run:
     """torch's attention."""
     q, k, v = (by_sequence(size, x) for x in qkv)
-    return partial(as_outputs, partial(scaled_dot_product_attention, is_causal=True, scale=scale, enable_gqa=True), q, k, v)
+    return partial(
+        as_outputs, partial(scaled_dot_product_attention, is_causal=True, scale=scale, enable_gqa=True), q, k, v
+    )
 
 
 def sdpa_train(size: Size, qkv: tuple[Tensor, Tensor, Tensor], grad_TNH: Tensor, scale: float) -> Run:

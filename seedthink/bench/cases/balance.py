@@ -31,7 +31,9 @@ def prepare(count: int, parts: int, equal: bool, draw: Draw) -> Prepared:
     cost_N = (draw.normal(count).exp() * 1000).long() + 1
     return Prepared(
         ours={"cpu": lambda: partial(as_outputs, built("balance", "karmarkar_karp"), cost_N, parts, equal)},
-        peers={"python": lambda: partial(in_python, built("balance", "reference_karmarkar_karp"), cost_N, parts, equal)},
+        peers={
+            "python": lambda: partial(in_python, built("balance", "reference_karmarkar_karp"), cost_N, parts, equal)
+        },
         error=partial(error, cost_N, parts, equal),
         tolerance=0.0,
     )
@@ -46,7 +48,7 @@ def in_python(differencing: Callable[..., list[list[int]]], cost_N: Tensor, part
 
 
 def error(cost_N: Tensor, parts: int, equal: bool, outputs: Outputs) -> float:
-    """Excess of the heaviest part over the one of "python", as a share; infinite for sizes that are not what was asked."""
+    """Excess of the heaviest part over that of "python", as a share; infinite where sizes are not what was asked."""
     part_N = outputs[0]
     assert part_N is not None
     sizes = part_N.bincount(minlength=parts)

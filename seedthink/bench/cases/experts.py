@@ -69,9 +69,7 @@ class Inputs:
         return self.x_TD.to(self.compute), self.gate_up.to(self.compute), self.down.to(self.compute)
 
 
-def prepare(
-    tokens: int, width: int, inner: int, experts: int, k: int, dtype: str, draw: Draw
-) -> Prepared:
+def prepare(tokens: int, width: int, inner: int, experts: int, k: int, dtype: str, draw: Draw) -> Prepared:
     """Forward."""
     inputs = Inputs(tokens, width, inner, experts, k, dtype, draw)
     return Prepared(
@@ -142,7 +140,10 @@ def transformers(inputs: Inputs) -> Run:
         from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
     x_TD, gate_up, down = inputs.rounded()
     config = Qwen3MoeConfig(
-        hidden_size=down.shape[1], moe_intermediate_size=down.shape[2], num_experts=len(down), num_experts_per_tok=inputs.k
+        hidden_size=down.shape[1],
+        moe_intermediate_size=down.shape[2],
+        num_experts=len(down),
+        num_experts_per_tok=inputs.k,
     )
     config._experts_implementation = "eager"
     with torch.device("meta"):

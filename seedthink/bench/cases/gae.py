@@ -26,7 +26,7 @@ MOST_COMPILED_CHUNKS = 64  # inductor unrolls the carry: more take minutes
 
 
 def cases(shapes: Shapes, device: str) -> Iterator[Case]:
-    """Sequences of equal length, so that rectangles waste nothing; every token counts, or a prompt and a tool's output do not."""
+    """Sequences of equal length: rectangles waste nothing. Masked: a prompt and a tool's output do not count."""
     for count, length in shapes.scans:
         for masked in (0, 1):
             place = {"B": count, "T": length, "masked": masked}
@@ -34,7 +34,7 @@ def cases(shapes: Shapes, device: str) -> Iterator[Case]:
 
 
 def work(count: int, length: int, masked: int) -> Work:
-    """Four float32 and the mask per token, two lambdas and a bound per sequence; three operations and two per lambda."""
+    """Four float32 and the mask per token, two lambdas and a bound per sequence; 3 operations and 2 per lambda."""
     return Work(bytes=(16.0 + masked) * count * length + 12.0 * count, flops=7.0 * count * length)
 
 

@@ -36,7 +36,7 @@ def cases(shapes: Shapes, device: str) -> Iterator[Case]:
 
 
 def work(tokens: int, width: int, vocabulary: int, dtype: str, products: int) -> Work:
-    """Rows, weights and targets in, two numbers a row out; with gradients rows and weights are read again and written."""
+    """Rows, weights and targets in, two numbers a row out; gradients read rows and weights again and write them."""
     size = 4 if dtype == "float32" else 2
     moved = products * size * (tokens * width + vocabulary * width) + 16 * tokens
     return Work(bytes=float(moved), flops=2.0 * products * tokens * width * vocabulary, rate=dtype)

@@ -36,7 +36,10 @@ def prepare(size: tuple[int, int], draw: Draw) -> Prepared:
     x_TD, weight_D = draw.normal(*size), draw.normal(size[1])
     return Prepared(
         ours={draw.device.type: lambda: partial(as_outputs, rms_norm, x_TD, weight_D, EPS)},
-        peers={**of_torch(formula, x_TD, weight_D), "F.rms_norm": lambda: partial(as_outputs, torch_norm, x_TD, weight_D)},
+        peers={
+            **of_torch(formula, x_TD, weight_D),
+            "F.rms_norm": lambda: partial(as_outputs, torch_norm, x_TD, weight_D),
+        },
         error=against(in_float64(formula, x_TD, weight_D)),
         tolerance=1e-5,
     )

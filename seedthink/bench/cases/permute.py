@@ -1,4 +1,4 @@
-"""Rows in expert order, and each token's weighted sum of them: bound by memory, T rows on one side and T * K on the other.
+"""Rows in expert order, and each token's weighted sum of them: bound by memory, T rows on one side, T * K on the other.
 
 "index_add" is the scatter form of the sum; the others gather K rows for each token.
 """

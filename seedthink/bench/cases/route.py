@@ -54,7 +54,7 @@ def cases(shapes: Shapes, device: str) -> Iterator[Case]:
 
 
 def work(tokens: int, experts: int, k: int) -> Work:
-    """Logits in; per row an id, a weight and two map entries out, per expert a count and an offset; an exp per logit."""
+    """Logits in; an id, a weight and two map entries per row out, a count and an offset per expert; exp of a logit."""
     return Work(bytes=4.0 * tokens * experts + 16.0 * tokens * k + 8.0 * experts, flops=1.0 * tokens * experts)
 
 
@@ -117,9 +117,7 @@ def maps_of(ids_TK: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor, Tenso
     return counts_E, torch.cat([counts_E.new_zeros(1), counts_E.cumsum(0)]), row_TK, slot_R // ids_TK.shape[1]
 
 
-def error(
-    logits_TE: Tensor, bias_E: Tensor | None, router: Router, x_TD: Tensor | None, outputs: Outputs
-) -> float:
+def error(logits_TE: Tensor, bias_E: Tensor | None, router: Router, x_TD: Tensor | None, outputs: Outputs) -> float:
     """The largest relative error of a weight; infinite for a choice that float64 would not make, or a wrong map."""
     ids_TK, weight_TK, counts_E, offsets_E1, row_TK, token_R, x_RD = (
         None if each is None else each.detach().cpu() for each in outputs

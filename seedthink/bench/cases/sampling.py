@@ -61,10 +61,10 @@ def plain_draw(logits_BV: Tensor, *, cuts: tuple[int, float]) -> Outputs:
 
 
 def cut_draw(logits_BV: Tensor, *, cuts: tuple[int, float]) -> Outputs:
-    """The k largest, of these the smallest set that reaches p, one draw; the log-probability is that before the cuts."""
+    """The k largest, of these the smallest set that reaches p, one draw; its log-probability before the cuts."""
     top_k, top_p = cuts
     log_p = torch.log_softmax(logits_BV / TEMPERATURE, dim=-1)
-    best = log_p.topk(top_k)
+    best = log_p.topk(min(top_k, log_p.shape[1]))
     kept = best.values.softmax(-1)
     kept = kept.masked_fill(kept.cumsum(-1) - kept >= top_p, 0.0)
     token_B1 = best.indices.gather(1, torch.multinomial(kept, 1))
