@@ -15,6 +15,10 @@ from torch import Tensor
 Outputs = tuple[Tensor | None, ...]  # None: this implementation does not compute that output
 Run = Callable[[], Outputs]
 Maker = Callable[[], Run]
+Place = dict[str, int | str]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ITEM_SIZE = {"float32": 4, "bfloat16": 2}
 
 
 class Missing(Exception):

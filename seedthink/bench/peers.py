@@ -52,8 +52,8 @@ def trained(formula: Formula, leaves: Sequence[Tensor], grads: Sequence[Tensor])
 
     def run() -> Outputs:
         with torch.enable_grad():
-            outputs = as_outputs(formula, *own)
-            return torch.autograd.grad(outputs, own, grads)
+            made = formula(*own)
+            return torch.autograd.grad([made] if isinstance(made, Tensor) else made, own, grads)
 
     return run
 

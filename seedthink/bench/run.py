@@ -18,7 +18,7 @@ from seedthink.bench.memory import free_bytes, peak_of
 from seedthink.bench.rows import Row
 from seedthink.errors import DeviceError
 from seedthink.kernels.build import build_info
-from seedthink.telemetry.environment import environment, versions
+from seedthink.telemetry.environment import cpu_model, environment, versions
 
 PEERS = ("torch", "triton", "transformers", "torchrl", "tensordict", "torchao")
 MOST_SECONDS = 3.0  # a peer whose call takes longer is timed once, when it is checked
@@ -60,17 +60,23 @@ def measured(case: Case, preset: str, settings: Settings) -> list[Row]:
 
 def surroundings(settings: Settings) -> dict[str, Any]:
     """What the numbers depend on."""
-    facts = {"device": device_name(settings.device), "device_class": device_class(settings.device)}
-    facts |= {"threads": settings.threads, "peers": versions(PEERS), "load_before": os.getloadavg()[0]}
-    return environment({**facts, "date": time.strftime("%Y-%m-%d", time.gmtime()), "native": build_info()})
+    return environment(
+        {
+            "device": device_name(settings.device),
+            "device_class": device_class(settings.device),
+            "threads": settings.threads,
+            "peers": versions(PEERS),
+            "native": build_info(),
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "load_before": os.getloadavg()[0],
+        }
+    )
 
 
 def device_name(device: torch.device) -> str:
     """The processor's or the GPU's name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    from seedthink.telemetry.environment import cpu_model
-
     return cpu_model()
 
 
@@ -157,22 +163,23 @@ def _timed(work: Work, sides: Mapping[str, Checked], settings: Settings) -> list
 def _finished(
     name: str, side: Checked, sides: Mapping[str, Checked], paired: Paired, rates: Mapping[str, float]
 ) -> Row:
+    took, repeats = side.row.seconds, side.row.repeats
+    if side.run is not None:
+        took, repeats = paired.spread(name), len(paired.samples(name))
     row = replace(
         side.row,
+        seconds=took,
+        repeats=repeats,
         copy_bytes_per_second=rates.get(COPY),
         matmul_flops_per_second=rates.get(MATMUL),
         cores_used_elsewhere=paired.cores_used_elsewhere,
     )
-    if side.run is not None:
-        row = replace(row, seconds=spread(paired.samples(name)), repeats=len(paired.samples(name)))
-    if row.seconds is None:
+    if took is None:
         return row
     if rates:
         least = max(row.bytes / rates[COPY], row.flops / rates.get(MATMUL, float("inf")))
-        row = replace(row, of_ceiling=least / row.seconds.median)
-    if row.ours:
-        row = replace(row, ratios=_ratios(name, row.seconds, sides, paired))
-    return row
+        row = replace(row, of_ceiling=least / took.median)
+    return replace(row, ratios=_ratios(name, took, sides, paired)) if row.ours else row
 
 
 def _ratios(name: str, own: Spread, sides: Mapping[str, Checked], paired: Paired) -> dict[str, Spread]:

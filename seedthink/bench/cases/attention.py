@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from seedthink.bench.case import Case, Draw, Outputs, Prepared, Run, Work, against
+from seedthink.bench.case import DTYPES, ITEM_SIZE, Case, Draw, Outputs, Place, Prepared, Run, Work, against
 from seedthink.bench.peers import as_outputs, trained
 from seedthink.bench.presets import Shapes
 from seedthink.kernels.attention import PAGE, attend_packed, attend_paged, new_pages, reference_attend_packed
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CHECKED = 1  # sequences: the reference holds all scores of one
 Size = tuple[int, int, int, int, int]  # sequences, tokens of each, query heads, KV heads, head width
 
@@ -39,7 +38,7 @@ def cases(shapes: Shapes, device: str) -> Iterator[Case]:
             yield Case("attend_paged", place(size), dtype, least, partial(prepare_paged, size, dtype), memory)
 
 
-def place(size: Size) -> dict[str, int | str]:
+def place(size: Size) -> Place:
     """The shape by name."""
     return dict(zip(("B", "T", "N", "n", "H"), size, strict=True))
 
@@ -55,7 +54,7 @@ def packed_work(size: Size, train: bool = False) -> Work:
 def paged_work(size: Size, dtype: str) -> Work:
     """The keys and values of every position, once; a query and an output per sequence."""
     count, length, heads, kv_heads, width = size
-    cached = (4.0 if dtype == "float32" else 2.0) * 2 * count * length * kv_heads * width
+    cached = 2.0 * ITEM_SIZE[dtype] * count * length * kv_heads * width
     return Work(cached + 8.0 * count * heads * width, 4.0 * count * heads * length * width)
 
 
@@ -113,8 +112,8 @@ def prepare_paged(size: Size, dtype: str, draw: Draw) -> Prepared:
         return (scaled_dot_product_attention(query, k, v, scale=scale, enable_gqa=True)[:, :, 0],)
 
     def reference() -> Outputs:
-        wide = (x.double().repeat_interleave(heads // kv_heads, 1) for x in (k, v))
-        return (scaled_dot_product_attention(q_BNH[:, :, None].double(), *wide, scale=scale)[:, :, 0],)
+        keys, values = (x.double().repeat_interleave(heads // kv_heads, 1) for x in (k, v))
+        return (scaled_dot_product_attention(q_BNH[:, :, None].double(), keys, values, scale=scale)[:, :, 0],)
 
     return Prepared(
         ours={"cpu": lambda: call},
@@ -135,8 +134,8 @@ def packed_inputs(size: Size, draw: Draw) -> tuple[tuple[Tensor, Tensor, Tensor]
 def reference_packed(size: Size, qkv: tuple[Tensor, Tensor, Tensor], scale: float) -> Outputs:
     """The first sequences in float64."""
     tokens = CHECKED * size[1]
-    first = (x[:tokens].cpu().double() for x in qkv)
-    return (reference_attend_packed(*first, torch.arange(0, tokens + 1, size[1]), scale),)
+    q, k, v = (x[:tokens].cpu().double() for x in qkv)
+    return (reference_attend_packed(q, k, v, torch.arange(0, tokens + 1, size[1]), scale),)
 
 
 def by_sequence(size: Size, x_TNH: Tensor) -> Tensor:

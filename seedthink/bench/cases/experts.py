@@ -16,14 +16,13 @@ from torch import Tensor
 from torch.nn.functional import linear as torch_linear
 from torch.nn.functional import silu
 
-from seedthink.bench.case import Case, Draw, Outputs, Prepared, Run, Work, against
+from seedthink.bench.case import DTYPES, ITEM_SIZE, Case, Draw, Outputs, Prepared, Run, Work, against
 from seedthink.bench.cases.route import maps_of
 from seedthink.bench.peers import as_outputs, needs, trained
 from seedthink.bench.pending import built
 from seedthink.bench.presets import Shapes
 
 CHECKED = 8  # tokens: each takes K experts' weights to float64
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 
 
@@ -41,7 +40,7 @@ def cases(shapes: Shapes, device: str) -> Iterator[Case]:
 
 def work(tokens: int, width: int, inner: int, experts: int, k: int, dtype: str) -> Work:
     """See above; rows in float32, weights in the dtype of the product."""
-    hit, size = experts * (1 - (1 - k / experts) ** tokens), 4 if dtype == "float32" else 2
+    hit, size = experts * (1 - (1 - k / experts) ** tokens), ITEM_SIZE[dtype]
     return Work(
         bytes=3.0 * size * hit * width * inner + 8.0 * tokens * width + 12.0 * tokens * k,
         flops=6.0 * tokens * k * width * inner,

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear as torch_linear
 
-from seedthink.bench.case import Case, Draw, Outputs, Prepared, Run, Work, against
+from seedthink.bench.case import DTYPES, ITEM_SIZE, Case, Draw, Outputs, Place, Prepared, Run, Work, against
 from seedthink.bench.peers import as_outputs, needs, of_torch
 from seedthink.bench.pending import built
 from seedthink.bench.presets import Shapes
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BLOCKS = ((1, 128), (128, 128))
 LARGEST, HALF_STEP = 448.0, 16.0 / 448.0
 CHECKED = 64  # rows of the product made in float64
@@ -30,7 +29,7 @@ def cases(shapes: Shapes, device: str) -> Iterator[Case]:
     """Matrices of the preset, and its weights against T rows."""
     for size in shapes.matrices:
         for block in BLOCKS:
-            place = {"M": size[0], "N": size[1], "block": f"{block[0]}x{block[1]}"}
+            place: Place = {"M": size[0], "N": size[1], "block": f"{block[0]}x{block[1]}"}
             for dtype in DTYPES:
                 yield Case("fp8_quantize", place, dtype, work(size, block, dtype), partial(prepare, size, block, dtype))
     for inputs, outputs in shapes.linears:
@@ -43,7 +42,7 @@ def cases(shapes: Shapes, device: str) -> Iterator[Case]:
 def work(size: tuple[int, int], block: Block, dtype: str) -> Work:
     """A number in and a code out per element, a scale per block; absolute value, maximum, quotient and cast."""
     cells, blocks = size[0] * size[1], -(-size[0] // block[0]) * -(-size[1] // block[1])
-    return Work(bytes=(5.0 if dtype == "float32" else 3.0) * cells + 4.0 * blocks, flops=4.0 * cells)
+    return Work(bytes=(ITEM_SIZE[dtype] + 1.0) * cells + 4.0 * blocks, flops=4.0 * cells)
 
 
 def product_work(tokens: int, inputs: int, outputs: int, device: str) -> Work:

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear as torch_linear
 
-from seedthink.bench.case import Case, Draw, Outputs, Prepared, Work, against
+from seedthink.bench.case import DTYPES, ITEM_SIZE, Case, Draw, Outputs, Prepared, Work, against
 from seedthink.bench.peers import as_outputs, of_torch, trained
 from seedthink.bench.presets import Shapes
 from seedthink.kernels.linear import linear, reference_linear
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 CHECKED = 64  # rows made in float64
 TRAINED_FROM = 64  # rows: fewer are never trained on
@@ -38,8 +37,7 @@ def cases(shapes: Shapes, device: str) -> Iterator[Case]:
 
 def work(rows: int, inputs: int, outputs: int, dtype: str, passes: int = 1) -> Work:
     """Each product reads two of x [M, K], W [N, K] and y [M, N] and writes the third; three products with gradients."""
-    size = 4 if dtype == "float32" else 2
-    moved = size * (rows * inputs + inputs * outputs + rows * outputs)
+    moved = ITEM_SIZE[dtype] * (rows * inputs + inputs * outputs + rows * outputs)
     return Work(bytes=float(passes * moved), flops=2.0 * passes * rows * inputs * outputs, rate=dtype)
 
 

@@ -12,13 +12,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from seedthink.bench.case import Case, Draw, Outputs, Prepared, Work, against
+from seedthink.bench.case import DTYPES, ITEM_SIZE, Case, Draw, Outputs, Prepared, Work, against
 from seedthink.bench.peers import as_outputs, of_torch, of_torch_trained, trained
 from seedthink.bench.presets import Shapes
 from seedthink.kernels.logprob import linear_logprob, reference_linear_logprob
 
 TEMPERATURE = 0.8
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
 CHECKED = 16  # rows whose logits are made in float64
 
@@ -37,8 +36,7 @@ def cases(shapes: Shapes, device: str) -> Iterator[Case]:
 
 def work(tokens: int, width: int, vocabulary: int, dtype: str, products: int) -> Work:
     """Rows, weights and targets in, two numbers a row out; gradients read rows and weights again and write them."""
-    size = 4 if dtype == "float32" else 2
-    moved = products * size * (tokens * width + vocabulary * width) + 16 * tokens
+    moved = products * ITEM_SIZE[dtype] * (tokens * width + vocabulary * width) + 16 * tokens
     return Work(bytes=float(moved), flops=2.0 * products * tokens * width * vocabulary, rate=dtype)
 
 

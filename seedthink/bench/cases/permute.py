@@ -9,16 +9,14 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from seedthink.bench.case import Case, Draw, Outputs, Prepared, Work, against
+from seedthink.bench.case import DTYPES, ITEM_SIZE, Case, Draw, Outputs, Prepared, Work, against
 from seedthink.bench.cases.route import maps_of
 from seedthink.bench.peers import as_outputs, of_torch
 from seedthink.bench.pending import built
 from seedthink.bench.presets import Shapes
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
 CHECKED = 256  # tokens whose sum is made in float64
 Size = tuple[int, int, int, int]  # tokens, width, experts, experts per token
@@ -31,7 +29,7 @@ def cases(shapes: Shapes, device: str) -> Iterator[Case]:
         size = (tokens, shapes.width, shapes.experts, k)
         place = {"T": tokens, "D": shapes.width, "E": shapes.experts, "K": k}
         for dtype in DTYPES:
-            least = work(tokens, shapes.width, k, 4 if dtype == "float32" else 2)
+            least = work(tokens, shapes.width, k, ITEM_SIZE[dtype])
             yield Case("permute", place, dtype, least, partial(prepare_permute, size, dtype), 4 * least.bytes)
             summed = Work(least.bytes + 4.0 * tokens * k, 2.0 * tokens * k * shapes.width)
             yield Case("combine", place, dtype, summed, partial(prepare_combine, size, dtype), 6 * least.bytes)

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from seedthink.bench.case import Case, Draw, Outputs, Prepared, Work
+from seedthink.bench.case import Case, Draw, Outputs, Place, Prepared, Work
 from seedthink.bench.peers import of_torch
 from seedthink.bench.presets import Shapes
 from seedthink.kernels.sampling import sample
@@ -24,7 +24,7 @@ def cases(shapes: Shapes, device: str) -> Iterator[Case]:
     """B rows of the vocabulary, with and without cuts."""
     for rows in shapes.sampled_rows if shapes.vocabulary else ():
         for name, cuts in CUTS.items():
-            place = {"B": rows, "V": shapes.vocabulary, "cuts": name}
+            place: Place = {"B": rows, "V": shapes.vocabulary, "cuts": name}
             least = work(rows, shapes.vocabulary)
             yield Case("sample", place, "float32", least, partial(prepare, (rows, shapes.vocabulary), cuts))
 
