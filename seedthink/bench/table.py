@@ -59,7 +59,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     ),
     "of ceiling": lambda row: f"{100 * row.of_ceiling:.0f} %" if row.of_ceiling else "",
     "error": lambda row: f"{row.error:.1e}" if row.error is not None else "",
-    "peak": lambda row: f"{row.peak_bytes / 2**20:.0f} MiB" if row.peak_bytes else "",
+    "peak": lambda row: f"{row.peak_bytes / 2**20:.3g} MiB" if row.peak_bytes else "",
     "peers take": _peers,
 }
 LEFT = {"operation", "shape", "dtype", "by", "peers take"}
