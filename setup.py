@@ -66,6 +66,7 @@ setup(
         "seedthink.recipes": ["*/*.toml"],
         "seedthink": ["py.typed"],
         "seedthink.report": ["templates/*"],
+        "seedthink.bench": ["*.toml"],
     },
     ext_modules=[Extension("seedthink._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from importlib import metadata
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -20,12 +20,9 @@ from torch import Tensor
 from turns import environment, in_turns, save
 
 from seedthink import _C
+from seedthink.bench.cases.gae import POLICY_LAMBDA, time_loop, torchrl
 from seedthink.kernels.gae import gae
-
-try:
-    from torchrl.objectives.value.functional import vec_generalized_advantage_estimate
-except ImportError:
-    vec_generalized_advantage_estimate = None
+from seedthink.telemetry.environment import versions
 
 CASES = {
     "512 x 8192": [8192] * 512,
@@ -36,45 +33,18 @@ CASES = {
 }
 
 
-def time_loop(
-    reward_BT: Tensor, value_BT: Tensor, mask_BT: Tensor, gamma: float, decay: float
-) -> tuple[Tensor, Tensor]:
-    """Advantages and returns, a time step of all sequences at once."""
-    next_value = last = torch.zeros(len(reward_BT))
-    columns = []
-    for t in reversed(range(reward_BT.shape[1])):
-        counts = mask_BT[:, t]
-        current = reward_BT[:, t] + gamma * next_value - value_BT[:, t] + gamma * decay * last
-        next_value = value_BT[:, t] * counts + (1 - counts) * next_value
-        last = current * counts + (1 - counts) * last
-        columns.append(last)
-    advantage_BT = torch.stack(columns[::-1], dim=1)
-    return advantage_BT, advantage_BT + value_BT
-
-
-def torchrl(reward_BT: Tensor, value_BT: Tensor, gamma: float, decay: float) -> Callable[[], Tensor]:
-    """TorchRL's vectorised estimate of the advantages."""
-    next_BT = torch.cat([value_BT[:, 1:], torch.zeros(len(value_BT), 1)], dim=1)
-    end_BT = torch.zeros(reward_BT.shape, dtype=torch.bool)
-    end_BT[:, -1] = True
-    arrays = [each.unsqueeze(-1) for each in (value_BT, next_BT, reward_BT, end_BT, end_BT)]
-
-    def run() -> Tensor:
-        return vec_generalized_advantage_estimate(gamma, decay, *arrays)[0].squeeze(-1)
-
-    return run
-
-
 def against_peers(
-    scan: Callable[[], object], reward_BT: Tensor, value_BT: Tensor, mask_BT: Tensor, wanted_BT: Tensor, patience: int
+    scan: Callable[[], object], reward_BT: Tensor, value_BT: Tensor, mask_BT: Tensor, wanted_T: Tensor, patience: int
 ) -> dict[str, Any]:
     """Milliseconds of the kernel and of each peer, five samples in turns, and their ratios."""
     counts_BT = mask_BT.float()
-    peers: dict[str, Callable[[], Tensor]] = {"loop": lambda: time_loop(reward_BT, value_BT, counts_BT, 1.0, 0.95)[0]}
-    if vec_generalized_advantage_estimate is not None and mask_BT.all():
-        peers["torchrl"] = torchrl(reward_BT, value_BT, 1.0, 0.95)
+    peers: dict[str, Callable[[], tuple[Tensor | None, ...]]] = {
+        "loop": lambda: time_loop(reward_BT, value_BT, counts_BT)
+    }
+    if find_spec("torchrl") and mask_BT.all():
+        peers["torchrl"] = torchrl(reward_BT, value_BT)
     for peer in peers.values():
-        torch.testing.assert_close(wanted_BT, peer(), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(peer()[0], wanted_T, rtol=1e-3, atol=1e-3)
     times = in_turns({"kernel": scan, **peers}, 5, patience)
     found = {f"{name}_ms": times[f"{name}_ms"] for name in peers}
     found |= {f"{name}_ratio": times[f"{name}_ms"] / times["kernel_ms"] for name in peers}
@@ -88,7 +58,7 @@ def measure(name: str, lengths: list[int], masked: bool, samples: int, patience:
     reward, value = torch.randn(total), torch.randn(total)
     advantage, returns = torch.empty(total), torch.empty(total)
     bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
-    policy, critic = torch.full((count,), 0.95), torch.ones(count)
+    policy, critic = torch.full((count,), POLICY_LAMBDA), torch.ones(count)
     mask = torch.ones(total, dtype=torch.bool)
     if masked:  # a prompt, and a tool's output inside the answer
         for begin, length in zip(bounds.tolist(), lengths, strict=False):
@@ -109,7 +79,7 @@ def measure(name: str, lengths: list[int], masked: bool, samples: int, patience:
     row["gae_gb_per_s"] = 16 * total / row["gae_ms"] / 1e6
     if len(set(lengths)) == 1 and lengths[0] <= 8192:
         shape = (count, lengths[0])
-        wanted = gae(reward, value, bounds, policy, policy, 1.0, mask)[0].view(shape)
+        wanted = gae(reward, value, bounds, policy, policy, 1.0, mask)[0]
         row |= against_peers(scan, reward.view(shape), value.view(shape), mask.view(shape), wanted, patience)
     return row
 
@@ -123,9 +93,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     _C.set_threads(options.threads)
-    surroundings, rows = environment(), []
-    if vec_generalized_advantage_estimate is not None:
-        surroundings["torchrl"] = metadata.version("torchrl")
+    surroundings, rows = environment() | versions(("torchrl",)), []
     for name, lengths in CASES.items():
         for masked in (False, True):
             row = measure(name, lengths, masked, options.samples, options.patience)

@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import linear as torch_linear
-from turns import environment, processor_seconds
+from turns import environment
 
 from seedthink import _C
+from seedthink.autotune.timing import paired_seconds
 from seedthink.kernels.experts import experts
 from seedthink.kernels.linear import linear, linear_packed
 from seedthink.kernels.packing import forget, panels_of
@@ -34,56 +33,20 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SHAPES = [(128, 128), (256, 256), (256, 512), (512, 256), (1024, 1024)]  # (K, N)
 ROWS = [1, 8, 32, 128, 1024, 8192]
 HEAD = (151936, 1024)
-SAMPLE_SECONDS, MOST_CALLS = 0.012, 500
+SAMPLE_SECONDS = 0.012
 Case = tuple[dict[str, Any], int, Callable[[], object], Callable[[], object]]
 
 
-def sample(run: Callable[[], object], calls: int) -> float:
-    """Seconds of one call: the mean over a batch, after the other side's threads have gone to sleep.
-
-    NOTE: threads of torch's OpenMP spin for about 5 ms before they sleep, and take a core from whoever comes next.
-    """
-    time.sleep(0.02)
-    run()
-    began = time.perf_counter()
-    for _ in range(calls):
-        run()
-    return (time.perf_counter() - began) / calls
-
-
-def in_turns(ours: Callable[[], object], theirs: Callable[[], object], samples: int) -> tuple[list[float], list[float]]:
-    """Seconds per call of both, sample by sample."""
-    least = [min(sample(run, 1) for _ in range(3)) for run in (ours, theirs)]
-    calls = [max(1, min(MOST_CALLS, int(SAMPLE_SECONDS / seconds))) for seconds in least]
-    pairs = [(sample(ours, calls[0]), sample(theirs, calls[1])) for _ in range(samples)]
-    return [one for one, _ in pairs], [two for _, two in pairs]
-
-
 def measure(case: Case, samples: int, patience: int) -> dict[str, Any]:
-    """The row of one case; the least disturbed attempt is kept."""
+    """The row of one case."""
     names, flops, ours, theirs = case
-    best: dict[str, Any] = {"cores_used_elsewhere": float("inf")}
-    for _ in range(1 + patience):
-        began, (all_before, own_before) = time.perf_counter(), processor_seconds()
-        own, other = in_turns(ours, theirs, samples)
-        wall, (all_after, own_after) = time.perf_counter() - began, processor_seconds()
-        elsewhere = max(0.0, (all_after - all_before) - (own_after - own_before)) / wall
-        if elsewhere < best["cores_used_elsewhere"]:
-            mine, peer = statistics.median(own), statistics.median(other)
-            best = {
-                **names,
-                "ours_us": mine * 1e6,
-                "torch_us": peer * 1e6,
-                "ratio": peer / mine,
-                "ours_gflops": flops / mine / 1e9,
-                "torch_gflops": flops / peer / 1e9,
-                "ours_us_least": min(own) * 1e6,
-                "torch_us_least": min(other) * 1e6,
-                "cores_used_elsewhere": elsewhere,
-            }
-        if elsewhere <= 0.1:
-            break
-    return best
+    paired = paired_seconds({"ours": ours, "torch": theirs}, samples, sample_seconds=SAMPLE_SECONDS, patience=patience)
+    row: dict[str, Any] = {**names, "cores_used_elsewhere": paired.cores_used_elsewhere}
+    for side in ("ours", "torch"):
+        seconds = paired.spread(side).median
+        row |= {f"{side}_us": seconds * 1e6, f"{side}_gflops": flops / seconds / 1e9}
+        row[f"{side}_us_least"] = min(paired.samples(side)) * 1e6
+    return row | {"ratio": row["torch_us"] / row["ours_us"]}
 
 
 def linear_cases(dtype: str, rows: list[int], shapes: list[tuple[int, int]]) -> Iterator[Case]:

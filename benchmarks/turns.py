@@ -1,4 +1,4 @@
-"""Times implementations in turns in one process, and says how much other processes disturbed the measurement."""
+"""What the benchmarks share: times in turns, quiet seconds for a whole run, the environment, the results' files."""
 
 from __future__ import annotations
 
@@ -14,28 +14,8 @@ from typing import Any
 
 import torch
 
+from seedthink.autotune.timing import paired_seconds, used_elsewhere
 from seedthink.kernels.build import build_info
-
-
-def processor_seconds() -> tuple[float, float]:
-    """(all processes, this one) since the start; Linux only, zeros elsewhere."""
-    stat = Path("/proc/stat")
-    if not stat.exists():
-        return 0.0, 0.0
-    user, nice, system, _, _, irq, softirq, *_ = map(int, stat.read_text().split("\n", 1)[0].split()[1:])
-    own = os.times()
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK"), own.user + own.system
-
-
-def used_elsewhere(run: Callable[[], float | None]) -> tuple[float, float]:
-    """(wall seconds of one call, mean number of cores that other processes used meanwhile).
-
-    `run` may return the processor seconds of processes that it started: they are no others.
-    """
-    (all_before, own_before), began = processor_seconds(), time.perf_counter()
-    started = run() or 0.0
-    wall, (all_after, own_after) = time.perf_counter() - began, processor_seconds()
-    return wall, max(0.0, (all_after - all_before) - (own_after - own_before) - started) / wall
 
 
 def quiet_seconds(run: Callable[[], float | None], patience: float) -> tuple[float, float]:
@@ -53,40 +33,18 @@ def quiet_seconds(run: Callable[[], float | None], patience: float) -> tuple[flo
             return kept
 
 
-def _seconds(run: Callable[[], object], calls: int) -> float:
-    """Mean of a few calls after one that wakes the threads, once the other side's threads have gone to sleep."""
-    time.sleep(0.004)
-    run()
-    began = time.perf_counter()
-    for _ in range(calls):
-        run()
-    return (time.perf_counter() - began) / calls
-
-
 def in_turns(runs: Mapping[str, Callable[[], object]], samples: int, patience: int) -> dict[str, Any]:
-    """Median, least and most milliseconds of each implementation, sampled in turns.
-
-    A measurement that other processes disturbed by over a tenth of a core is repeated up to `patience` times; the least
-    disturbed one is kept, and `cores_used_elsewhere` tells how disturbed it was.
-    """
-    calls = {name: max(1, min(100, int(0.005 / _seconds(run, 1)))) for name, run in runs.items()}
-    kept: dict[str, Any] = {"cores_used_elsewhere": float("inf")}
-    for _ in range(1 + patience):
-        began, (all_before, own_before) = time.perf_counter(), processor_seconds()
-        found: dict[str, list[float]] = {name: [] for name in runs}
-        for _ in range(samples):
-            for name, run in runs.items():
-                found[name].append(_seconds(run, calls[name]) * 1e3)
-        wall, (all_after, own_after) = time.perf_counter() - began, processor_seconds()
-        elsewhere = max(0.0, (all_after - all_before) - (own_after - own_before)) / wall
-        if elsewhere < kept["cores_used_elsewhere"]:
-            kept = {f"{name}_ms": statistics.median(values) for name, values in found.items()}
-            kept |= {f"{name}_ms_least": min(values) for name, values in found.items()}
-            kept |= {f"{name}_ms_most": max(values) for name, values in found.items()}
-            kept["cores_used_elsewhere"] = elsewhere
-        if elsewhere <= 0.1:
-            break
-    return kept
+    """Median, least and most milliseconds of each side, and how many cores other processes used meanwhile."""
+    paired = paired_seconds(runs, samples, patience=patience)
+    found: dict[str, Any] = {"cores_used_elsewhere": paired.cores_used_elsewhere}
+    for name in runs:
+        values = [1e3 * seconds for seconds in paired.samples(name)]
+        found |= {
+            f"{name}_ms": statistics.median(values),
+            f"{name}_ms_least": min(values),
+            f"{name}_ms_most": max(values),
+        }
+    return found
 
 
 def environment() -> dict[str, Any]:

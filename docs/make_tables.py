@@ -1,4 +1,4 @@
-"""Writes the tables of measured numbers into README.md from benchmarks/results: `python docs/make_tables.py`.
+"""Writes the tables of measured numbers into the pages from benchmarks/results: `python docs/make_tables.py`.
 
 A table stands between `<!-- begin NAME -->` and `<!-- end -->`. A result that was not measured says so.
 """
@@ -93,30 +93,71 @@ def startup(rows: Rows) -> str:
     )
 
 
+def kernels(rows: Rows) -> str:
+    """Our kernels on one device: the largest shape of each operation and dtype, beside the peers of the same run."""
+    largest = {
+        (row["op"], row["dtype"], row["shape"].get("masked"), row["shape"].get("block")): row
+        for row in rows
+        if row["ours"]
+    }
+    return table(
+        ["operation", "shape", "dtype", "time (p20 to p80)", "of ceiling", "peers take"],
+        [
+            [
+                row["op"],
+                " ".join(f"{name}={size}" for name, size in row["shape"].items()),
+                row["dtype"],
+                "{} ({} to {})".format(*(duration(row["seconds"][name]) for name in ("median", "p20", "p80")))
+                if row["seconds"]
+                else row["status"],
+                f"{100 * row['of_ceiling']:.0f} %" if row["of_ceiling"] else "",
+                ", ".join(f"{peer} {ratio['median']:.3g}x" for peer, ratio in (row["ratios"] or {}).items()),
+            ]
+            for row in largest.values()
+        ],
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds in a unit that fits."""
+    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} us"
+
+
 TABLES: Mapping[str, Callable[[Rows], str]] = {
     "quickstart": quickstart,
     "generate": generate,
     "rl_step": rl_step,
     "startup": startup,
+    "kernels": kernels,
 }
+PAGES = ("README.md", "docs/kernels.md")
+
+
+def made(name: str, results: Path) -> str:
+    """The table of one results file, or of each device in a folder of them."""
+    if (results / name).is_dir():
+        found = [json.loads(path.read_text()) for path in sorted((results / name).glob("*.json"))]
+        return "\n\n".join(f"**{heading(each['environment'])}**\n\n{TABLES[name](each['rows'])}" for each in found)
+    path = results / f"{name}.json"
+    return TABLES[name](json.loads(path.read_text())["rows"]) if path.exists() else "Not measured."
+
+
+def heading(environment: Mapping[str, Any]) -> str:
+    """What a device's numbers were taken on."""
+    words = [environment["device"], environment["device_class"], f"{environment['threads']} threads"]
+    return ", ".join([*words, f"torch {environment['packages']['torch']}", environment["date"]])
 
 
 def filled(text: str, results: Path) -> str:
     """`text` with every block's table made anew."""
-
-    def block(found: re.Match[str]) -> str:
-        name = found[1]
-        path = results / f"{name}.json"
-        made = TABLES[name](json.loads(path.read_text())["rows"]) if path.exists() else "Not measured."
-        return f"<!-- begin {name} -->\n{made}\n<!-- end -->"
-
-    return BLOCK.sub(block, text)
+    return BLOCK.sub(lambda found: f"<!-- begin {found[1]} -->\n{made(found[1], results)}\n<!-- end -->", text)
 
 
 def main() -> None:
-    """Rewrite README.md."""
-    path = ROOT / "README.md"
-    path.write_text(filled(path.read_text(encoding="utf-8"), ROOT / "benchmarks" / "results"), encoding="utf-8")
+    """Rewrite the pages."""
+    for page in PAGES:
+        path = ROOT / page
+        path.write_text(filled(path.read_text(encoding="utf-8"), ROOT / "benchmarks" / "results"), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,9 @@ FENCES: dict[str, set[str]] = {
     "tokenizers": {"data"},
     "tyro": {"config", "cli"},
     "mpi4py": {"parallel"},
-    "transformers": set(),
+    "transformers": {"bench"},
+    "torchrl": {"bench"},
+    "torchao": {"bench"},
 }
 TRACKERS = {"wandb", "tensorboard"}
 

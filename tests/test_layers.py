@@ -35,7 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "controller": BELOW_CONTROLLER,
     "serve": BASE | {"engine", "data"},
     "report": BASE,
-    "cli": BELOW_CONTROLLER | {"controller", "serve", "report"},
+    "bench": BASE | {"kernels", "autotune"},
+    "cli": BELOW_CONTROLLER | {"controller", "serve", "report", "bench"},
 }
 # Modules that must load without torch: `--help`, `report` and `samples` never wait for it.
 WITHOUT_TORCH = {"types", "errors", "config", "telemetry", "report", "cli"}

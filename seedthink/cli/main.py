@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "report": "write a run's report.html",
     "samples": "read a run's samples in the terminal, filtered",
     "compare": "several runs side by side",
+    "bench": "time the kernels beside other libraries and this machine's ceilings",
     "doctor": "what this machine can do, what is missing, and how to mend it",
     "config": "show, check and explain settings; write a first recipe",
     "checkpoint": "list, verify and export a run's checkpoints",
