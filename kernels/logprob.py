@@ -15,7 +15,7 @@ from torch import Tensor
 from seedthink import _C
 from seedthink.kernels.linear import linear_packed
 from seedthink.kernels.packing import panels_of
-from seedthink.kernels.registry import define
+from seedthink.kernels.registry import define, from_triton
 
 CHUNK_CELLS = 1 << 22  # logits held at a time (16 MiB), or more where T allows it: see `_chunks`
 
@@ -60,6 +60,9 @@ def row_logprob(logits_TV: Tensor, targets_T: Tensor, temperature_T: Tensor) -> 
 
     logits_TV float32 [T, V], targets_T int64 [T], temperature_T float32 [T] (> 0) -> two float32 [T] in nats.
     """
+    if logits_TV.is_cuda:
+        found: tuple[Tensor, Tensor] = _row_logprob_cuda(logits_TV, targets_T, temperature_T)
+        return found
     logprob_T, entropy_T = torch.empty_like(temperature_T), torch.empty_like(temperature_T)
     _C.row_logprob_forward(logits_TV, targets_T, temperature_T, logprob_T, entropy_T)
     return logprob_T, entropy_T
@@ -122,11 +125,16 @@ def _gradients_cpu(
     return dh_TD, dweight_VD if h_TD.shape[0] else dweight_VD.zero_()
 
 
+def _row_shapes(h: Tensor, weight: Tensor, targets: Tensor, temperature: float, compute: torch.dtype) -> tuple[Any, ...]:
+    return tuple(h.new_empty(h.shape[:1], dtype=torch.float32) for _ in range(2))
+
+
 _linear_logprob = define(
     "linear_logprob(Tensor h, Tensor weight, Tensor targets, float temperature, ScalarType compute) "
     "-> (Tensor, Tensor)",
     cpu=_forward,
-    fake=lambda h, weight, targets, temperature, compute: (h.new_empty(h.shape[0]), h.new_empty(h.shape[0])),
+    cuda=from_triton("linear_logprob", "forward"),
+    fake=_row_shapes,
     backward=_backward,
     setup_context=_save,
 )
@@ -134,8 +142,10 @@ _gradients = define(
     "linear_logprob_backward(Tensor dlogprob, Tensor dentropy, Tensor h, Tensor weight, Tensor targets, "
     "float temperature, ScalarType compute) -> (Tensor, Tensor)",
     cpu=_gradients_cpu,
+    cuda=from_triton("linear_logprob", "backward"),
     fake=lambda dlogprob, dentropy, h, weight, targets, temperature, compute: (
         torch.empty_like(h),
         torch.empty_like(weight),
     ),
 )
+_row_logprob_cuda = from_triton("logprob", "row_logprob")

@@ -40,15 +40,32 @@ def panels_of(weight: Tensor, compute: torch.dtype, transposed: bool = False, na
     """
     if weight.is_inference():  # torch keeps no version of such a tensor, so a pack of it could be stale
         return _pack(weight, compute, transposed, name)
-    key, entry = (compute, transposed), _cache.get(id(weight))
+    found = _packs(weight).panels.get((compute, transposed))
+    if found is None:
+        found = _packs(weight).panels[compute, transposed] = _pack(weight, compute, transposed, name)
+    return found
+
+
+def rounded(weight: Tensor, compute: torch.dtype) -> Tensor:
+    """The weight as a product on a device reads it: itself, or a copy in `compute` made once per version. Read-only."""
+    if weight.dtype == compute:
+        return weight.detach()
+    if weight.is_inference():
+        return weight.to(compute)
+    found = _packs(weight).panels.get((compute, False))
+    if found is None:
+        found = _packs(weight).panels[compute, False] = weight.detach().to(compute)
+    return found
+
+
+def _packs(weight: Tensor) -> _Packs:
+    """The packs of this version of a weight, perhaps none yet."""
+    entry = _cache.get(id(weight))
     if entry is None or not entry.fits(weight):
         slot = id(weight)
         owner = weakref.ref(weight, lambda dead: _drop(slot, dead))
         entry = _cache[slot] = _Packs(owner, weight._version, weight.data_ptr())
-    found = entry.panels.get(key)
-    if found is None:
-        found = entry.panels[key] = _pack(weight, compute, transposed, name)
-    return found
+    return entry
 
 
 def forget(weight: Tensor) -> None:
