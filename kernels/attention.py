@@ -125,6 +125,7 @@ _attend_packed_gradients = define(
     "attend_packed_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor cu_seqlens, "
     "Tensor prefix, float scale, bool half) -> (Tensor, Tensor, Tensor)",
     cpu=_packed_gradients,
+    cuda=from_triton("attention_backward", "attend_packed_backward"),
     fake=_packed_gradient_shapes,
 )
 _attend_packed = define(

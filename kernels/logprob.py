@@ -125,7 +125,9 @@ def _gradients_cpu(
     return dh_TD, dweight_VD if h_TD.shape[0] else dweight_VD.zero_()
 
 
-def _row_shapes(h: Tensor, weight: Tensor, targets: Tensor, temperature: float, compute: torch.dtype) -> tuple[Any, ...]:
+def _row_shapes(
+    h: Tensor, weight: Tensor, targets: Tensor, temperature: float, compute: torch.dtype
+) -> tuple[Any, ...]:
     return tuple(h.new_empty(h.shape[:1], dtype=torch.float32) for _ in range(2))
 
 

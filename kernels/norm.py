@@ -63,6 +63,10 @@ def _gradients_cpu(dy_TD: Tensor, x_TD: Tensor, weight_D: Tensor, rstd_T: Tensor
     return dx_TD, dweight_D
 
 
+def _row_shape(x_TD: Tensor) -> Tensor:
+    return x_TD.new_empty(x_TD.shape[:1], dtype=torch.float32)
+
+
 _gradients = define(
     "rms_norm_backward(Tensor grad, Tensor x, Tensor weight, Tensor rstd) -> (Tensor, Tensor)",
     cpu=_gradients_cpu,
@@ -73,7 +77,7 @@ _rms_norm = define(
     "rms_norm(Tensor x, Tensor weight, float eps) -> (Tensor, Tensor)",
     cpu=_forward,
     cuda=from_triton("rms_norm", "forward"),
-    fake=lambda x, weight, eps: (torch.empty_like(x), x.new_empty(x.shape[:1], dtype=torch.float32)),
+    fake=lambda x, weight, eps: (torch.empty_like(x), _row_shape(x)),
     backward=_backward,
     setup_context=_save,
 )
@@ -119,7 +123,11 @@ _add_rms_norm = define(
     "add_rms_norm(Tensor x, Tensor delta, Tensor weight, float eps) -> (Tensor, Tensor, Tensor)",
     cpu=_add_forward,
     cuda=from_triton("rms_norm", "add_forward"),
-    fake=lambda x, delta, weight, eps: (torch.empty_like(x), torch.empty_like(x), x.new_empty(x.shape[:1], dtype=torch.float32)),
+    fake=lambda x, delta, weight, eps: (
+        torch.empty_like(x),
+        torch.empty_like(x),
+        x.new_empty(x.shape[:1], dtype=torch.float32),
+    ),
     backward=_add_backward,
     setup_context=_add_save,
 )

@@ -1,10 +1,10 @@
-"""Causal attention on CUDA, forward: packed sequences, and query rows over keys in pages (contract: kernels/attention.py).
+"""Causal attention on CUDA: packed sequences, and query rows over keys in pages (contract: kernels/attention.py).
 
 A tile is up to ROWS query rows of one key-value head: some positions, each with all query heads that share the head.
 Which sequence a tile belongs to is read from the bounds on the device. Packed and paged calls make the same walk
 (kernels/triton/attention_walk.py), so they agree bit for bit; few rows over long caches split the walk over programs.
 bfloat16: q and the softmax weights are rounded too, as products on tensor cores need; sums are float32.
-There is no backward here yet.
+Its gradient stands in kernels/triton/attention_backward.py.
 """
 
 from __future__ import annotations
@@ -120,9 +120,7 @@ def _attend(
 
 
 @triton.jit
-def _join(
-    part_ptr: tl.tensor, o_ptr: tl.tensor, splits: tl.tensor, H: tl.constexpr, BLOCK_H: tl.constexpr
-) -> None:
+def _join(part_ptr: tl.tensor, o_ptr: tl.tensor, splits: tl.tensor, H: tl.constexpr, BLOCK_H: tl.constexpr) -> None:
     """Merges the splits of one query row and head in order, as `_attend` does when it walks them all."""
     at, h = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_H)
     top, total = float("-inf"), 0.0
@@ -150,13 +148,8 @@ def attend_packed(
     config: Config | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(o_TNH, lse_TN) of packed sequences; the values in cu_seqlens and prefix are not checked."""
-    check("q", q_TNH, q_TNH.device, (torch.float32,), -1, -1, -1)
-    tokens, heads, width = q_TNH.shape
-    check("k", k_TnH, q_TNH.device, (torch.float32,), tokens, -1, width)
-    check("v", v_TnH, q_TNH.device, (torch.float32,), *k_TnH.shape)
-    check("cu_seqlens", cu_seqlens_B1, q_TNH.device, (torch.int32,), -1)
-    check("prefix", prefix_B, q_TNH.device, (torch.int32,), cu_seqlens_B1.shape[0] - 1)
-    o_TNH, lse_TN = torch.empty_like(q_TNH), q_TNH.new_empty((tokens, heads))
+    check_packed(q_TNH, k_TnH, v_TnH, cu_seqlens_B1, prefix_B)
+    o_TNH, lse_TN = torch.empty_like(q_TNH), q_TNH.new_empty(q_TNH.shape[:2])
     places = (None, cu_seqlens_B1, prefix_B)
     compute = torch.bfloat16 if half else torch.float32
     _run(q_TNH, k_TnH, v_TnH, places, scale, o_TNH, lse_TN, compute, 0, config)
@@ -176,17 +169,35 @@ def attend_paged(
 ) -> Tensor:
     """o_TNH of new query rows over keys in pages; a page id outside the pages makes its rows NaN."""
     check("q", q_TNH, q_TNH.device, (torch.float32,), -1, -1, -1)
-    tokens, heads, width = q_TNH.shape
+    width = q_TNH.shape[2]
     check("k_pages", k_pages, q_TNH.device, (torch.float32, torch.bfloat16), -1, -1, width, PAGE_SIZE.value)
     count, kv_heads = k_pages.shape[:2]
     check("v_pages", v_pages, q_TNH.device, (k_pages.dtype,), count, kv_heads, PAGE_SIZE.value, width)
     check("page_table", page_table_BM, q_TNH.device, (torch.int32,), -1, -1)
     check("cu_q", cu_q_B1, q_TNH.device, (torch.int32,), page_table_BM.shape[0] + 1)
     check("lengths", lengths_B, q_TNH.device, (torch.int32,), page_table_BM.shape[0])
-    o_TNH, lse_TN = torch.empty_like(q_TNH), q_TNH.new_empty((tokens, heads))
+    o_TNH, lse_TN = torch.empty_like(q_TNH), q_TNH.new_empty(q_TNH.shape[:2])
     places = (page_table_BM, cu_q_B1, lengths_B)
     _run(q_TNH, k_pages, v_pages, places, scale, o_TNH, lse_TN, k_pages.dtype, count, config)
     return o_TNH
+
+
+def check_packed(q_TNH: Tensor, k_TnH: Tensor, v_TnH: Tensor, cu_seqlens_B1: Tensor, prefix_B: Tensor) -> None:
+    """What a packed call can check without reading values."""
+    check("q", q_TNH, q_TNH.device, (torch.float32,), -1, -1, -1)
+    check("k", k_TnH, q_TNH.device, (torch.float32,), q_TNH.shape[0], -1, q_TNH.shape[2])
+    check("v", v_TnH, q_TNH.device, (torch.float32,), *k_TnH.shape)
+    check("cu_seqlens", cu_seqlens_B1, q_TNH.device, (torch.int32,), -1)
+    check("prefix", prefix_B, q_TNH.device, (torch.int32,), cu_seqlens_B1.shape[0] - 1)
+
+
+def check_heads(heads: int, kv_heads: int, width: int, config: Config) -> int:
+    """Query heads of a key-value head."""
+    if kv_heads == 0 or heads % kv_heads or heads // kv_heads > config.block("ROWS"):
+        raise ValueError(f"q: has {heads} heads, expected a multiple of the {kv_heads} key-value heads")
+    if width % 16 or not 0 < width <= 256:
+        raise ValueError(f"q: head width is {width}, expected a multiple of 16 up to 256")
+    return heads // kv_heads
 
 
 def default_config(compute: torch.dtype, head_width: int) -> Config:
@@ -211,11 +222,7 @@ def _run(
     table, bounds_B1, before_B = places
     (tokens, heads, width), kv_heads, sequences = q_TNH.shape, k.shape[1], before_B.shape[0]
     chosen = config or default_config(compute, width)
-    if kv_heads == 0 or heads % kv_heads or heads // kv_heads > chosen.block("ROWS"):
-        raise ValueError(f"q: has {heads} heads, expected a multiple of the {kv_heads} key-value heads")
-    if width % 16 or not 0 < width <= 256:
-        raise ValueError(f"q: head width is {width}, expected a multiple of 16 up to 256")
-    group, columns = heads // kv_heads, 0 if table is None else table.shape[1]
+    group, columns = check_heads(heads, kv_heads, width, chosen), 0 if table is None else table.shape[1]
     splits = ceil_div(columns * PAGE_SIZE.value, chosen.block("SPLIT"))
     apart = splits > 1 and tokens * heads * splits * (width + 2) <= MOST_PARTS
     parts = q_TNH.new_empty((tokens, heads, splits, width + 2), dtype=torch.float32) if apart else None

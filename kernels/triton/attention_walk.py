@@ -1,7 +1,7 @@
-"""The walk over keys that every attention call on CUDA makes: tiles of keys inside fixed splits, splits merged in order.
+"""The walk over keys that every attention call on CUDA makes: tiles of keys in fixed splits, splits merged in order.
 
 Keys are taken in ascending position from the start of the sequence, KEYS at a time, with an online softmax
-(Milakov & Gimelshein 2018, arXiv:1805.02867) that begins anew every SPLIT keys; a row's splits are then merged in order.
+(Milakov & Gimelshein 2018, arXiv:1805.02867) that begins anew every SPLIT keys; a row's splits are merged in order.
 One program may do all splits of its rows (prefill, training) or one of them (decoding, where a second kernel merges):
 the operations on a row are the same, so its bits are. A tile that a row does not see changes nothing in it: the
 maximum stays, factors are exp(0) = 1 and what is added is 0.
@@ -38,7 +38,7 @@ def walk(
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """Maximum, sum and weighted values of the keys [begin, end) for the rows of q, row i seeing the first visible[i].
 
-    prefix, shared, own: first row and number of rows of the shared prefix, first own row; unused where keys are in pages.
+    prefix, shared, own: first row and number of rows of the shared prefix, first own row; unused with pages.
     """
     top = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)

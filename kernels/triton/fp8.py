@@ -1,9 +1,9 @@
 """Quantisation to FP8 on CUDA: blocks of 1 x 128, of 128 x 128 and whole rows; with a residual; fused with a scatter.
 
 The arithmetic of csrc/fp8, bit for bit. A block's scale is its largest finite magnitude over the largest number of the
-format, as it is or rounded up to a power of two, never below the smallest normal number; codes are x / scale, rounded to
-nearest even and saturated. A power of two comes from exponent bits (log2 and exp2 are not exact) and is chosen before it
-is used, never after. NaN and infinity become the code NaN and do not count for the scale.
+format, as it is or rounded up to a power of two, never below the smallest normal number; codes are x / scale, rounded
+to nearest even and saturated. A power of two comes from exponent bits (log2 and exp2 are not exact) and is chosen
+before it is used, never after. NaN and infinity become the code NaN and do not count for the scale.
 The hardware's conversion to E4M3 exists from sm_89 on.
 """
 

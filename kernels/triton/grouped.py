@@ -1,7 +1,7 @@
-"""Products of rows that stand expert by expert with their expert's matrix: the device side of kernels/triton/experts.py.
+"""Products of rows that stand expert by expert with their expert's matrix, for kernels/triton/experts.py.
 
 The schedule is read from the offsets on the device, so the host never waits for them: every program counts how many
-tiles of BLOCK_M rows each expert has, and takes tiles p, p + programs, ... of that list. A tile never spans two experts.
+tiles of BLOCK_M rows each expert has, and takes tiles p, p + programs, ... of that list. A tile has rows of one expert.
 Tiles of the same rows are neighbours: one expert's matrix and a few of its rows fill L2 at a time.
 The order of a row's sums is that of kernels/triton/matmul.py: K alone decides it, not the row's company.
 """
@@ -36,9 +36,7 @@ FEW_ROWS = 64  # rows of an expert on average up to which low tiles are the defa
 
 
 @triton.jit
-def tiles_before(
-    offsets_ptr: tl.tensor, E: tl.tensor, EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr
-) -> tl.tensor:
+def tiles_before(offsets_ptr: tl.tensor, E: tl.tensor, EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr) -> tl.tensor:
     """Tiles of all experts up to and including e, for each e; the last entries repeat the total."""
     e = tl.arange(0, EXPERTS)
     begin = tl.load(offsets_ptr + e, mask=e < E, other=0)

@@ -1,7 +1,7 @@
 """What stands between an operator and its Triton kernels: configurations as data, argument checks, the launch.
 
 Numbers of rows are never specialised (`do_not_specialize`): a kernel is compiled once for a model, not once for a batch
-size, and a row meets the same instructions whatever stands beside it. Addresses are 64-bit wherever a row number enters.
+size, and a row meets the same instructions whatever stands beside it. Addresses are 64-bit where a row number enters.
 An index that a CPU operator refuses by its value (a target, a position, a page) cannot be refused here without waiting
 for the device: it is never read through, and its row becomes NaN.
 """
@@ -35,7 +35,7 @@ class Config(NamedTuple):
         return dict(self.blocks)[name]
 
     def options(self) -> dict[str, int | bool]:
-        """Keyword arguments of a launch. Fusing a multiply and an add changes bits, so it is never left to a default."""
+        """Keyword arguments of a launch. Fusing a multiply and an add changes bits, so no default decides it."""
         return {**dict(self.blocks), "num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
 

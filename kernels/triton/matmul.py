@@ -1,10 +1,10 @@
 """The dense product on CUDA, with one order of the sum over K: forward, input gradient and weight gradient of `linear`.
 
-y[m, n] = sum over k ascending of a[m, k] b[k, n]; both operands come with strides, so the three products are one kernel.
+y[m, n] = sum over k ascending of a[m, k] b[k, n]; both operands come with strides: the three products are one kernel.
 K is never split and every configuration of one operand type uses the same tensor-core instruction (bfloat16: wgmma,
 chains of 16 k, for which a tile needs 64 rows at least; fewer rows are filled up with zeros). An element's chain then
-depends on K alone: not on how many rows stand beside it, nor on the tile. float32 operands are multiplied as such (IEEE,
-on the ordinary cores), never as TF32.
+depends on K alone: not on how many rows stand beside it, nor on the tile. float32 operands are multiplied as such, on
+the ordinary cores, never as TF32.
 """
 
 from __future__ import annotations

@@ -171,7 +171,7 @@ def quantized(
     *,
     config: Config | None = None,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """(sum_TD, codes_TD of `format`, scale float32 [T, ceil(D / 128)]): the norm of x, or of x + delta, in 1 x 128 blocks.
+    """(sum_TD, codes_TD of `format`, scale float32 [T, ceil(D / 128)]): the norm of x, or of x + delta, over 1 x 128.
 
     Quantised is what `forward` would store, up to a last bit: here a row's sum goes block by block. sum is None without
     delta.
@@ -236,7 +236,9 @@ def _gradients(
     constants = {"ADD": dsum_TD is not None, "BLOCK": power_of_two(width)}
     launch(_backward, (part_PD.shape[0],), *args, config=config or default_config(width), **constants)
     adding = SUM_CONFIGS[0]
-    launch(_sum_parts, (ceil_div(width, adding.block("BLOCK")),), part_PD, dweight_D, len(part_PD), width, config=adding)
+    launch(
+        _sum_parts, (ceil_div(width, adding.block("BLOCK")),), part_PD, dweight_D, len(part_PD), width, config=adding
+    )
     return dx_TD, dweight_D
 
 

@@ -38,9 +38,9 @@ def _turn(
     pair = tl.arange(0, HALF)
     position = tl.load(position_ptr + token)
     known = (position >= 0) & (position < positions)
-    angle_ptr = table_ptr + position.to(tl.int64) * H + pair
-    cos = tl.load(angle_ptr, mask=known & (pair < H // 2), other=float("nan"))[None, :]
-    sin = tl.load(angle_ptr + H // 2, mask=known & (pair < H // 2), other=float("nan"))[None, :]
+    angle_ptr = table_ptr + tl.where(known, position, 0).to(tl.int64) * H + pair
+    cos = tl.where(known, tl.load(angle_ptr, mask=pair < H // 2, other=0.0), float("nan"))[None, :]
+    sin = tl.load(angle_ptr + H // 2, mask=pair < H // 2, other=0.0)[None, :]
     if BACK:
         sin = -sin
     live = (head < N)[:, None] & (pair < H // 2)[None, :]

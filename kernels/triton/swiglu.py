@@ -1,6 +1,6 @@
-"""SwiGLU on CUDA, there and back, and fused with the quantisation of its output to FP8 (contract: kernels/activation.py).
+"""SwiGLU on CUDA, there and back, and with its output quantised to FP8 (contract: kernels/activation.py).
 
-Elementwise: tiles move memory and never bits. The quantised variant scales 1 x 128 blocks as kernels/triton/fp8.py does.
+Elementwise: tiles move memory and never bits. The quantised variant scales blocks of 1 x 128 as kernels/triton/fp8.py.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from offline import meta
 
 from seedthink.kernels.triton import (
     attention,
+    attention_backward,
     experts,
     fp8,
     fp8_matmul,
@@ -79,7 +80,9 @@ def elementwise() -> Iterator[Launch]:
 def quantisers() -> Iterator[Launch]:
     x, residual, row = meta(T, 7168), meta(T, 7168), meta(T, K, dtype=I32)
     yield from over("fp8 1x128", fp8.CONFIGS, lambda c: fp8.quantize_rows(x, config=c))
-    yield from over("fp8 1x128 with residual", fp8.CONFIGS, lambda c: fp8.quantize_rows(x, 128, E4M3, True, residual, config=c))
+    yield from over(
+        "fp8 1x128 with residual", fp8.CONFIGS, lambda c: fp8.quantize_rows(x, 128, E4M3, True, residual, config=c)
+    )
     yield from over("fp8 1x128, scattered", fp8.CONFIGS, lambda c: fp8.quantize_permute(x, row, config=c))
     yield from over("fp8 rows", fp8.ROW_CONFIGS, lambda c: fp8.quantize_rows(x, 7168, config=c))
     yield from over("fp8 128x128", fp8.SQUARE_CONFIGS, lambda c: fp8.quantize_squares(x, config=c))
@@ -113,8 +116,10 @@ def products() -> Iterator[Launch]:
     yield from over("matmul, dx", matmul.HALF_CONFIGS, lambda c: matmul.matmul(y, w, x, config=c))
     dw = meta(4096, D, dtype=F32)
     yield from over("matmul, dw", matmul.HALF_CONFIGS, lambda c: matmul.matmul(y.T, x, dw, add=True, config=c))
-    x, w, y = meta(T, D, dtype=F32), meta(E, D, dtype=F32), meta(T, E, dtype=F32)
-    yield from over("matmul in float32", matmul.SINGLE_CONFIGS, lambda c: matmul.matmul(x, w.T, y, config=c))
+    wide_x, router, scores = meta(T, D, dtype=F32), meta(E, D, dtype=F32), meta(T, E, dtype=F32)
+    yield from over(
+        "matmul in float32", matmul.SINGLE_CONFIGS, lambda c: matmul.matmul(wide_x, router.T, scores, config=c)
+    )
     codes, scale = meta(T, 7168, dtype=E4M3), meta(T, 56, dtype=F32)
     w_codes, w_scale = meta(4096, 7168, dtype=E4M3), meta(32, 56, dtype=F32)
     yield from over(
@@ -159,9 +164,7 @@ def mixtures() -> Iterator[Launch]:
     )
     h, targets = meta(1000, D), meta(1000, dtype=I64)
     head = meta(V, D)
-    yield Launch(
-        "linear_logprob", False, lambda: linear_logprob.forward(h, head, targets, 1.0, torch.bfloat16)
-    )
+    yield Launch("linear_logprob", False, lambda: linear_logprob.forward(h, head, targets, 1.0, torch.bfloat16))
 
 
 def attentions() -> Iterator[Launch]:
@@ -177,12 +180,21 @@ def attentions() -> Iterator[Launch]:
         attention.SINGLE_CONFIGS,
         lambda c: attention.attend_packed(q, k, k, bounds, prefix, 0.1, False, config=c),
     )
-    q = meta(32, 32, 128, dtype=F32)
+    lse = meta(4096, 32, dtype=F32)
+    for half, configs in ((True, attention_backward.HALF_CONFIGS), (False, attention_backward.SINGLE_CONFIGS)):
+        yield from over(
+            "attention backward" + ("" if half else " in float32"),
+            configs,
+            lambda c, half=half: attention_backward.attend_packed_backward(
+                q, q, k, k, q, lse, bounds, prefix, 0.1, half, config=c
+            ),
+        )
+    few = meta(32, 32, 128, dtype=F32)
     pages, table = (meta(4096, 4, 128, 16), meta(4096, 4, 16, 128)), meta(32, 512, dtype=I32)
     yield from over(
         "attention, paged",
         attention.HALF_CONFIGS,
-        lambda c: attention.attend_paged(q, *pages, table, bounds, prefix, 0.1, config=c),
+        lambda c: attention.attend_paged(few, *pages, table, bounds, prefix, 0.1, config=c),
     )
     wide = meta(4096, 16, 256, dtype=F32)
     yield from over(

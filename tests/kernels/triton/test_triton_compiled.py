@@ -1,4 +1,4 @@
-"""Triton kernels compiled for sm_90 without a device: nothing spills, and the instructions are the ones that were meant."""
+"""Triton kernels compiled for sm_90 without a device: nothing spills, and the instructions are those meant."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from offline import compiled_by
 
 LAUNCHES = [pytest.param(each, id=each.name, marks=() if each.first else pytest.mark.slow) for each in launches()]
 ON_TENSOR_CORES = ("matmul", "fp8 matmul", "experts", "attention", "linear_logprob")
-VECTOR_LOADS = ("rms_norm", "add_rms_norm", "swiglu", "rope", "fp8 1x128", "fp8 128x128", "fp8 rows", "permute", "combine")
+VECTOR_LOADS = (
+    "rms_norm",
+    "add_rms_norm",
+    "swiglu",
+    "rope",
+    "fp8 1x128",
+    "fp8 128x128",
+    "fp8 rows",
+    "permute",
+    "combine",
+)
 
 
 @pytest.mark.parametrize("launch", LAUNCHES)
