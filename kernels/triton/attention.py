@@ -20,9 +20,12 @@ from seedthink.kernels.triton.launch import Config, ceil_div, check, config, lau
 PAGE_SIZE = tl.constexpr(16)
 MOST_PARTS = 1 << 26  # float32 cells of the split walk's workspace (256 MiB); beyond it a program walks all splits
 
-HALF_CONFIGS = (config("wgmma, 64 keys in splits of 512", warps=4, stages=2, ROWS=64, KEYS=64, SPLIT=512),)
-WIDE_CONFIGS = (config("wgmma, 64 keys in splits of 512", warps=8, stages=2, ROWS=64, KEYS=64, SPLIT=512),)
-SINGLE_CONFIGS = (config("float32, 32 keys in splits of 512", warps=8, stages=1, ROWS=32, KEYS=32, SPLIT=512),)
+HALF_CONFIGS = (config("wgmma, 64 keys in splits of 512", warps=8, stages=2, ROWS=64, KEYS=64, SPLIT=512),)
+WIDE_CONFIGS = (config("mma, 32 keys in splits of 512", warps=8, stages=2, ROWS=32, KEYS=32, SPLIT=512),)
+SINGLE_CONFIGS = (
+    config("float32, 32 keys in splits of 512", warps=8, stages=1, ROWS=32, KEYS=32, SPLIT=512),
+    config("float32, 32 keys in splits of 512, wide", warps=8, stages=1, ROWS=16, KEYS=32, SPLIT=512),
+)
 JOIN_CONFIGS = (config("in order", warps=1),)
 
 
@@ -201,9 +204,9 @@ def check_heads(heads: int, kv_heads: int, width: int, config: Config) -> int:
 
 
 def default_config(compute: torch.dtype, head_width: int) -> Config:
-    """By the products' dtype; wide heads need the registers of more warps."""
+    """By the products' dtype; wide heads need the registers of low tiles."""
     if compute == torch.float32:
-        return SINGLE_CONFIGS[0]
+        return SINGLE_CONFIGS[0 if head_width <= 128 else 1]
     return HALF_CONFIGS[0] if head_width <= 128 else WIDE_CONFIGS[0]
 
 

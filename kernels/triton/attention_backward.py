@@ -17,25 +17,26 @@ from seedthink.kernels.triton.attention import check_heads, check_packed, tile_r
 from seedthink.kernels.triton.launch import Config, ceil_div, check, config, launch, power_of_two
 
 HALF_CONFIGS = (config("wgmma, 64 keys", warps=8, stages=2, ROWS=64, KEYS=64),)
-SINGLE_CONFIGS = (config("float32, 32 keys", warps=8, stages=1, ROWS=32, KEYS=32),)
+WIDE_CONFIGS = (config("mma, 32 keys", warps=8, stages=1, ROWS=32, KEYS=32),)
+SINGLE_CONFIGS = (config("float32, 16 keys", warps=8, stages=1, ROWS=16, KEYS=16),)
 
 
 @triton.jit
 def gradient_of_scores(
-    q: tl.tensor,
-    k: tl.tensor,
-    v: tl.tensor,
-    do: tl.tensor,
+    a: tl.tensor,
+    b: tl.tensor,
+    da: tl.tensor,
+    db: tl.tensor,
     lse: tl.tensor,
     delta: tl.tensor,
     seen: tl.tensor,
     scale: tl.tensor,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """(p, ds) [rows, keys]; both are zero where a row does not see a key."""
-    score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-    p = tl.where(seen, tl.exp(score - lse[:, None]), 0.0)
-    dp = tl.dot(do, tl.trans(v), input_precision="ieee")
-    return p, tl.where(seen, p * (dp - delta[:, None]) * scale, 0.0)
+    """(p, ds), zero where a row does not see a key: [rows, keys] of q, k, do, v, or [keys, rows] of k, q, v, do."""
+    score = tl.dot(a, tl.trans(b), input_precision="ieee") * scale
+    p = tl.where(seen, tl.exp(score - lse), 0.0)
+    dp = tl.dot(da, tl.trans(db), input_precision="ieee")
+    return p, tl.where(seen, p * (dp - delta) * scale, 0.0)
 
 
 @triton.jit
@@ -85,7 +86,8 @@ def _query_gradient(
             known = (key < shared + own_end - own)[:, None] & (h < H)
             k = tl.load(k_ptr + kv_at, mask=known, other=0.0).to(COMPUTE)
             v = tl.load(v_ptr + kv_at, mask=known, other=0.0).to(COMPUTE)
-            _, ds = gradient_of_scores(q, k, v, do, lse, delta, key[None, :] < visible[:, None], scale)
+            seen = key[None, :] < visible[:, None]
+            _, ds = gradient_of_scores(q, k, do, v, lse[:, None], delta[:, None], seen, scale)
             dq = tl.dot(ds.to(COMPUTE), k, dq, input_precision="ieee")
         tl.store(dq_ptr + at[:, None] * H + h, dq.to(dq_ptr.dtype.element_ty), mask=inside)
 
@@ -141,11 +143,11 @@ def _key_value_gradient(
                 do = tl.load(do_ptr + at[:, None] * H + h, mask=inside, other=0.0).to(COMPUTE)
                 lse = tl.load(lse_ptr + at, mask=live, other=0.0)
                 delta = tl.load(delta_ptr + at, mask=live, other=0.0)
-                causal = (key[None, :] <= token[:, None]) | (b != sequence)
-                seen = live[:, None] & (key < own_end)[None, :] & causal
-                p, ds = gradient_of_scores(q, k, v, do, lse, delta, seen, scale)
-                dv = tl.dot(tl.trans(p.to(COMPUTE)), do, dv, input_precision="ieee")
-                dk = tl.dot(tl.trans(ds.to(COMPUTE)), q, dk, input_precision="ieee")
+                causal = (key[:, None] <= token[None, :]) | (b != sequence)
+                seen = live[None, :] & (key < own_end)[:, None] & causal
+                p, ds = gradient_of_scores(k, q, v, do, lse[None, :], delta[None, :], seen, scale)
+                dv = tl.dot(p.to(COMPUTE), do, dv, input_precision="ieee")
+                dk = tl.dot(ds.to(COMPUTE), q, dk, input_precision="ieee")
         tl.store(dk_ptr + kv_at, dk.to(dk_ptr.dtype.element_ty), mask=known)
         tl.store(dv_ptr + kv_at, dv.to(dv_ptr.dtype.element_ty), mask=known)
 
@@ -170,7 +172,7 @@ def attend_packed_backward(
     for name, each in (("grad", do_TNH), ("o", o_TNH)):
         check(name, each, q_TNH.device, (torch.float32,), *q_TNH.shape)
     check("lse", lse_TN, q_TNH.device, (torch.float32,), tokens, heads)
-    chosen = config or (HALF_CONFIGS if half else SINGLE_CONFIGS)[0]
+    chosen = config or default_config(half, width)
     group = check_heads(heads, kv_heads, width, chosen)
     delta_TN = (do_TNH * o_TNH).sum(-1)
     dq, dk, dv = torch.empty_like(q_TNH), torch.empty_like(k_TnH), torch.empty_like(v_TnH)
@@ -188,3 +190,10 @@ def attend_packed_backward(
     key_tiles = ceil_div(tokens, chosen.block("KEYS")) + most
     launch(_key_value_gradient, (key_tiles, kv_heads), *given, dk, dv, *sizes, config=chosen, **constants)
     return dq, dk, dv
+
+
+def default_config(half: bool, head_width: int) -> Config:
+    """By the products' dtype; wide heads need the registers of low tiles."""
+    if not half:
+        return SINGLE_CONFIGS[0]
+    return HALF_CONFIGS[0] if head_width <= 128 else WIDE_CONFIGS[0]

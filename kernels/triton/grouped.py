@@ -22,11 +22,11 @@ HALF_CONFIGS = (
     config("wgmma, chains of 16", warps=4, stages=4, BLOCK_M=64, BLOCK_N=128, BLOCK_K=64),
     config("wgmma, chains of 16", warps=4, stages=5, BLOCK_M=64, BLOCK_N=64, BLOCK_K=64),
 )
-GATE_UP_CONFIGS = (  # two accumulators: half the columns
-    config("wgmma, chains of 16", warps=8, stages=4, BLOCK_M=128, BLOCK_N=128, BLOCK_K=64),
+GATE_UP_CONFIGS = (  # two accumulators: half the columns, and fewer still where gate and up are stored beside act
     config("wgmma, chains of 16", warps=8, stages=4, BLOCK_M=128, BLOCK_N=64, BLOCK_K=64),
     config("wgmma, chains of 16", warps=4, stages=4, BLOCK_M=64, BLOCK_N=64, BLOCK_K=64),
 )
+ACT_CONFIGS = (config("wgmma, chains of 16", warps=8, stages=4, BLOCK_M=128, BLOCK_N=128, BLOCK_K=64), *GATE_UP_CONFIGS)
 SINGLE_CONFIGS = (config("float32, one chain", warps=4, stages=2, BLOCK_M=32, BLOCK_N=64, BLOCK_K=16),)
 GRADIENT_CONFIGS = (
     config("chains over rows", warps=8, stages=3, BLOCK_M=128, BLOCK_N=128, BLOCK_K=64),
@@ -129,7 +129,6 @@ def _gate_up(
         token = tl.load(token_ptr + row, mask=live, other=0).to(tl.int64)
         x_tile = x_ptr + token[:, None] * D + step[None, :]
         gate_tile = weight_ptr + (expert * 2 * width + column)[None, :] * D + step[:, None]
-        up_tile = gate_tile + width * D
         gate = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         up = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for k in range(0, D, BLOCK_K):
@@ -137,16 +136,15 @@ def _gate_up(
             if WHOLE_K:
                 x = tl.load(x_tile, mask=live_m, other=0.0)
                 gate_weight = tl.load(gate_tile, mask=live_n, other=0.0)
-                up_weight = tl.load(up_tile, mask=live_n, other=0.0)
+                up_weight = tl.load(gate_tile + width * D, mask=live_n, other=0.0)
             else:
                 x = tl.load(x_tile, mask=live_m & live_k[None, :], other=0.0)
                 gate_weight = tl.load(gate_tile, mask=live_n & live_k[:, None], other=0.0)
-                up_weight = tl.load(up_tile, mask=live_n & live_k[:, None], other=0.0)
+                up_weight = tl.load(gate_tile + width * D, mask=live_n & live_k[:, None], other=0.0)
             gate = tl.dot(x, gate_weight, gate, input_precision="ieee")
             up = tl.dot(x, up_weight, up, input_precision="ieee")
             x_tile += BLOCK_K
             gate_tile += BLOCK_K
-            up_tile += BLOCK_K
         at = row.to(tl.int64)[:, None]
         if KEEP:
             hidden_tile = hidden_ptr + at * (2 * width) + column[None, :]
@@ -222,7 +220,8 @@ def gate_up_act(
 ) -> Tensor:
     """act of the rows' tokens; gate and up go to `hidden` where it is given. Returns act."""
     experts, width, depth = gate_up_E_2I_D.shape
-    chosen = config or default_config(GATE_UP_CONFIGS, x_TD.dtype, act_RI.shape[0], experts)
+    table = ACT_CONFIGS if hidden_R_2I is None else GATE_UP_CONFIGS
+    chosen = config or default_config(table, x_TD.dtype, act_RI.shape[0], experts)
     args = (x_TD, token_R, offsets_E1, gate_up_E_2I_D, hidden_R_2I, act_RI, experts, depth, width // 2)
     constants = {"KEEP": hidden_R_2I is not None, "WHOLE_K": depth % chosen.block("BLOCK_K") == 0}
     grid = _persistent(act_RI, experts, chosen)

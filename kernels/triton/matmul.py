@@ -17,8 +17,8 @@ from torch import Tensor
 from seedthink.kernels.triton.launch import Config, ceil_div, config, launch
 
 HALF_CONFIGS = (
-    config("wgmma, chains of 16", warps=8, stages=3, BLOCK_M=128, BLOCK_N=256, BLOCK_K=64, GROUP=8),
     config("wgmma, chains of 16", warps=8, stages=4, BLOCK_M=128, BLOCK_N=128, BLOCK_K=64, GROUP=8),
+    config("wgmma, chains of 16", warps=8, stages=3, BLOCK_M=128, BLOCK_N=256, BLOCK_K=64, GROUP=8),
     config("wgmma, chains of 16", warps=4, stages=4, BLOCK_M=64, BLOCK_N=128, BLOCK_K=64, GROUP=8),
     config("wgmma, chains of 16", warps=4, stages=5, BLOCK_M=64, BLOCK_N=64, BLOCK_K=64, GROUP=8),
 )
@@ -65,7 +65,10 @@ def _matmul(
     a_tile = a_ptr + row.to(tl.int64)[:, None] * a_m + step[None, :] * a_k
     b_tile = b_ptr + step[:, None] * b_k + column.to(tl.int64)[None, :] * b_n
     live_m, live_n = (row < M)[:, None], (column < N)[None, :]
+    y_tile = y_ptr + row.to(tl.int64)[:, None] * N + column[None, :]
     y = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    if ADD:  # the chain goes on from what is there
+        y = tl.load(y_tile, mask=live_m & live_n, other=0.0).to(tl.float32)
     for k in range(0, K, BLOCK_K):
         if WHOLE_K:
             a = tl.load(a_tile, mask=live_m, other=0.0)
@@ -76,9 +79,6 @@ def _matmul(
         y = tl.dot(a, b, y, input_precision="ieee")
         a_tile += BLOCK_K * a_k
         b_tile += BLOCK_K * b_k
-    y_tile = y_ptr + row.to(tl.int64)[:, None] * N + column[None, :]
-    if ADD:
-        y += tl.load(y_tile, mask=live_m & live_n, other=0.0).to(tl.float32)
     tl.store(y_tile, y.to(y_ptr.dtype.element_ty), mask=live_m & live_n)
 
 
@@ -86,7 +86,7 @@ def default_config(dtype: torch.dtype, rows: int) -> Config:
     """By the operands' dtype; low tiles where there are few rows."""
     if dtype == torch.float32:
         return SINGLE_CONFIGS[1 if rows <= FEW_ROWS else 0]
-    return HALF_CONFIGS[3 if rows <= FEW_ROWS else 1]
+    return HALF_CONFIGS[3 if rows <= FEW_ROWS else 0]
 
 
 def matmul(a_MK: Tensor, b_KN: Tensor, y_MN: Tensor, *, add: bool = False, config: Config | None = None) -> Tensor:

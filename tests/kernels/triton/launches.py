@@ -34,11 +34,14 @@ R = T * K
 F32, I32, I64, E4M3 = torch.float32, torch.int32, torch.int64, torch.float8_e4m3fn
 
 
+SLOW = ("attention backward", "matmul in", "matmul, d", "experts, d", "attention, packed", "logprob backward")
+
+
 class Launch(NamedTuple):
-    """A call of a host function; `first` marks the configuration that is used by default."""
+    """A call of a host function; `quick` marks what the fast tests compile: the default configurations of most."""
 
     name: str
-    first: bool
+    quick: bool
     call: Callable[[], Any]
 
 
@@ -47,23 +50,24 @@ def over(name: str, configs: tuple[Config, ...], call: Callable[[Config], Any]) 
     for at, each in enumerate(configs):
         shape = "-".join(f"{key}{value}" for key, value in each.blocks)
         label = f"{name} {shape} warps{each.warps} stages{each.stages}".replace("  ", " ")
-        yield Launch(label, at == 0, lambda each=each: call(each))  # type: ignore[misc]
+        quick = at == 0 and not name.startswith(SLOW)
+        yield Launch(label, quick, lambda each=each: call(each))  # type: ignore[misc]
 
 
 def norms() -> Iterator[Launch]:
     for width in (128, 1024, 2048, 4096, 7168, 16384):
         x, weight, rstd = meta(T, width), meta(width, dtype=F32), meta(T, dtype=F32)
-        first = width in (2048, 7168)
-        yield Launch(f"rms_norm {width}", first, lambda x=x, w=weight: rms_norm.forward(x, w, 1e-6))  # type: ignore[misc]
-        yield Launch(f"add_rms_norm {width}", first, lambda x=x, w=weight: rms_norm.add_forward(x, x, w, 1e-6))  # type: ignore[misc]
+        quick = width == 7168
+        yield Launch(f"rms_norm {width}", quick, lambda x=x, w=weight: rms_norm.forward(x, w, 1e-6))  # type: ignore[misc]
+        yield Launch(f"add_rms_norm {width}", quick, lambda x=x, w=weight: rms_norm.add_forward(x, x, w, 1e-6))  # type: ignore[misc]
         yield Launch(
             f"add_rms_norm backward {width}",
-            first,
+            quick,
             lambda x=x, w=weight, r=rstd: rms_norm.add_backward(x, x, x, w, r),  # type: ignore[misc]
         )
         yield Launch(
             f"add_rms_norm to FP8 {width}",
-            first,
+            quick,
             lambda x=x, w=weight: rms_norm.quantized(x, x, w, 1e-6),  # type: ignore[misc]
         )
 
@@ -139,6 +143,11 @@ def mixtures() -> Iterator[Launch]:
         lambda c: grouped.gate_up_act(x, token, offsets, gate_up, hidden, act, config=c),
     )
     yield from over(
+        "experts, act alone",
+        grouped.ACT_CONFIGS,
+        lambda c: grouped.gate_up_act(x, token, offsets, gate_up, None, act, config=c),
+    )
+    yield from over(
         "experts, down",
         grouped.HALF_CONFIGS,
         lambda c: grouped.rows_times_matrices(act, None, offsets, down.transpose(1, 2), out, config=c),
@@ -196,12 +205,20 @@ def attentions() -> Iterator[Launch]:
         attention.HALF_CONFIGS,
         lambda c: attention.attend_paged(few, *pages, table, bounds, prefix, 0.1, config=c),
     )
-    wide = meta(4096, 16, 256, dtype=F32)
-    yield from over(
-        "attention, heads of 256",
-        attention.WIDE_CONFIGS,
-        lambda c: attention.attend_packed(wide, wide, wide, bounds, prefix, 0.1, True, config=c),
-    )
+    wide, wide_lse = meta(4096, 16, 256, dtype=F32), meta(4096, 16, dtype=F32)
+    for name, compute in (("", True), (" in float32", False)):
+        yield Launch(
+            f"wide heads{name}",
+            False,
+            lambda half=compute: attention.attend_packed(wide, wide, wide, bounds, prefix, 0.1, half),  # type: ignore[misc]
+        )
+        yield Launch(
+            f"wide heads, backward{name}",
+            False,
+            lambda half=compute: attention_backward.attend_packed_backward(  # type: ignore[misc]
+                wide, wide, wide, wide, wide, wide_lse, bounds, prefix, 0.1, half
+            ),
+        )
 
 
 def launches() -> list[Launch]:

@@ -32,10 +32,7 @@ class Compiled:
     ptx: str
     registers: int
     stack: int  # bytes of a thread that did not fit its registers
-
-    def has(self, instruction: str) -> bool:
-        """Whether the PTX has an instruction that begins so."""
-        return f"{instruction}" in self.ptx
+    shared: int  # bytes of a program
 
 
 class AbsentDevice:
@@ -67,13 +64,21 @@ def _offline(found: list[Compiled], folder: Path) -> Iterator[None]:
             built = kernel.warmup(*dtypes, grid=grid, **options)
             cubin = folder / f"{len(found)}.cubin"
             cubin.write_bytes(built.asm["cubin"])
-            found.append(Compiled(kernel.__name__, built.asm["ptx"], *resources(cubin)))
+            found.append(Compiled(kernel.__name__, built.asm["ptx"], *resources(cubin), built.metadata.shared))
 
         return compile_only
 
     triton.runtime.driver.set_active(AbsentDevice())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(KernelInterface, "__getitem__", at)
+        yield
+
+
+@contextmanager
+def launching_nothing() -> Iterator[None]:
+    """Host functions check, allocate and return; their kernels are left out."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KernelInterface, "__getitem__", lambda kernel, grid: lambda *args, **options: None)
         yield
 
 
