@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from seedthink import _C
-from seedthink.kernels.registry import define
+from seedthink.kernels.registry import define, from_triton
 
 
 def reference_swiglu(gate_up_T_2I: Tensor) -> Tensor:
@@ -50,11 +50,13 @@ def _save(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
 _gradient = define(
     "swiglu_backward(Tensor grad, Tensor gate_up) -> Tensor",
     cpu=_gradient_cpu,
+    cuda=from_triton("swiglu", "backward"),
     fake=lambda grad, gate_up: torch.empty_like(gate_up),
 )
 _swiglu = define(
     "swiglu(Tensor gate_up) -> Tensor",
     cpu=_forward,
+    cuda=from_triton("swiglu", "forward"),
     fake=lambda gate_up: gate_up.new_empty((gate_up.shape[0], gate_up.shape[1] // 2)),
     backward=lambda ctx, dy: _gradient(dy.contiguous(), *ctx.saved_tensors),
     setup_context=_save,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from seedthink import _C
-from seedthink.kernels.registry import define
+from seedthink.kernels.registry import define, from_triton
 
 PAGE = 16
 
@@ -64,7 +64,7 @@ def attend_packed(
     if compute not in (torch.float32, torch.bfloat16):
         raise ValueError(f"compute: expected torch.float32 or torch.bfloat16, got {compute}")
     if prefix_B is None:
-        prefix_B = torch.full((cu_seqlens_B1.numel() - 1,), -1, dtype=torch.int32)
+        prefix_B = torch.full((cu_seqlens_B1.numel() - 1,), -1, dtype=torch.int32, device=q_TNH.device)
     half = compute == torch.bfloat16
     out: Tensor = _attend_packed(q_TNH, k_TnH, v_TnH, cu_seqlens_B1, prefix_B, scale, half)[0]
     return out
@@ -125,12 +125,14 @@ _attend_packed_gradients = define(
     "attend_packed_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor cu_seqlens, "
     "Tensor prefix, float scale, bool half) -> (Tensor, Tensor, Tensor)",
     cpu=_packed_gradients,
+    cuda=from_triton("attention_backward", "attend_packed_backward"),
     fake=_packed_gradient_shapes,
 )
 _attend_packed = define(
     "attend_packed(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, Tensor prefix, float scale, bool half) "
     "-> (Tensor, Tensor)",
     cpu=_packed_forward,
+    cuda=from_triton("attention", "attend_packed"),
     fake=_packed_shapes,
     backward=_packed_backward,
     setup_context=_save_packed,
@@ -193,6 +195,12 @@ def attend_paged(
     sequence b being its last ones (decode: one row, prefill: all, chunked prefill: some) -> float32 [T, N, H].
     The bits equal `attend_packed` on the whole sequence with compute = the pages' dtype.
     """
+    if q_TNH.is_cuda:
+        attended: Tensor = _paged_cuda(q_TNH, k_pages, v_pages, page_table_BM, cu_q_B1, lengths_B, scale)
+        return attended
     o_TNH = torch.empty_like(q_TNH)
     _C.attend_paged(q_TNH, k_pages, v_pages, page_table_BM, cu_q_B1, lengths_B, scale, o_TNH)
     return o_TNH
+
+
+_paged_cuda = from_triton("attention", "attend_paged")

@@ -15,7 +15,7 @@ from torch import Tensor
 from seedthink import _C
 from seedthink.kernels.linear import reference_linear
 from seedthink.kernels.packing import panels_of
-from seedthink.kernels.registry import define, wants_operator
+from seedthink.kernels.registry import define, from_triton, wants_operator
 from seedthink.kernels.route import Routing
 
 _ROWS_AT_A_TIME = 2048  # rows whose gradients the backward holds at once: few enough to stay in the last cache
@@ -137,6 +137,7 @@ _experts = define(
     "experts(Tensor x, Tensor weight, Tensor offsets, Tensor row, Tensor token, Tensor gate_up, Tensor down, "
     "ScalarType compute) -> (Tensor, Tensor)",
     cpu=_run_experts,
+    cuda=from_triton("experts", "forward"),
     fake=lambda x, weight, offsets, row, token, gate_up, down, compute: (
         torch.empty_like(x),
         x.new_empty((row.numel(), gate_up.shape[1])),
@@ -148,6 +149,7 @@ _experts_grad = define(
     "experts_backward(Tensor grad, Tensor x, Tensor weight, Tensor offsets, Tensor row, Tensor token, Tensor gate_up, "
     "Tensor down, Tensor hidden, ScalarType compute) -> (Tensor, Tensor, Tensor, Tensor)",
     cpu=_experts_grad_cpu,
+    cuda=from_triton("experts", "backward"),
     fake=lambda grad, x, weight, offsets, row, token, gate_up, down, hidden, compute: (
         torch.empty_like(x),
         torch.empty_like(weight),

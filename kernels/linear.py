@@ -16,7 +16,7 @@ from torch import Tensor
 
 from seedthink import _C
 from seedthink.kernels.packing import panels_of
-from seedthink.kernels.registry import define
+from seedthink.kernels.registry import define, from_triton
 from seedthink.kernels.registry import wants_operator as wants_operator
 
 
@@ -83,6 +83,7 @@ def _backward(ctx: Any, dy_TN: Tensor) -> tuple[Tensor | None, Tensor | None, No
 _linear = define(
     "linear(Tensor x, Tensor weight, ScalarType compute) -> Tensor",
     cpu=_forward,
+    cuda=from_triton("linear", "forward"),
     fake=lambda x, weight, compute: x.new_empty((x.shape[0], weight.shape[0])),
     backward=_backward,
     setup_context=_save,
@@ -90,10 +91,12 @@ _linear = define(
 _input_grad = define(
     "linear_input_grad(Tensor dy, Tensor weight, ScalarType compute) -> Tensor",
     cpu=_input_grad_cpu,
+    cuda=from_triton("linear", "input_gradient"),
     fake=lambda dy, weight, compute: dy.new_empty((dy.shape[0], weight.shape[1])),
 )
 _weight_grad = define(
     "linear_weight_grad(Tensor dy, Tensor x, ScalarType compute) -> Tensor",
     cpu=_weight_grad_cpu,
+    cuda=from_triton("linear", "weight_gradient"),
     fake=lambda dy, x, compute: dy.new_empty((dy.shape[1], x.shape[1])),
 )

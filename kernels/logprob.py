@@ -18,7 +18,7 @@ from torch import Tensor
 from seedthink import _C
 from seedthink.kernels.linear import linear_packed
 from seedthink.kernels.packing import PANEL, kept_panels, pack, panels_of
-from seedthink.kernels.registry import define
+from seedthink.kernels.registry import define, from_triton
 
 COLUMNS = 1024  # of the vocabulary at a time; a multiple of the row function's blocks (csrc/logprob/row.h)
 
@@ -65,6 +65,9 @@ def row_logprob(logits_TV: Tensor, targets_T: Tensor, temperature_T: Tensor) -> 
 
     logits_TV float32 [T, V], targets_T int64 [T], temperature_T float32 [T] (> 0) -> two float32 [T] in nats.
     """
+    if logits_TV.is_cuda:
+        found: tuple[Tensor, Tensor] = _row_logprob_cuda(logits_TV, targets_T, temperature_T)
+        return found
     state_T4 = torch.empty((len(temperature_T), 4), dtype=torch.float64)
     _C.logprob_columns(logits_TV, 0, logits_TV.shape[-1], targets_T, temperature_T, state_T4)
     return _finish(state_T4, temperature_T)
@@ -141,15 +144,19 @@ def _gradients_cpu(
     return dh_TD, dweight_VD
 
 
+def _row_shapes(
+    h: Tensor, weight: Tensor, targets: Tensor, temperature: float, compute: torch.dtype
+) -> tuple[Any, ...]:
+    rows = [h.new_empty(h.shape[:1], dtype=torch.float32) for _ in range(2)]
+    return *rows, h.new_empty((h.shape[0], 4), dtype=torch.float64)
+
+
 _linear_logprob = define(
     "linear_logprob(Tensor h, Tensor weight, Tensor targets, float temperature, ScalarType compute) "
     "-> (Tensor, Tensor, Tensor)",
     cpu=_forward,
-    fake=lambda h, weight, targets, temperature, compute: (
-        h.new_empty(h.shape[0]),
-        h.new_empty(h.shape[0]),
-        h.new_empty((h.shape[0], 4), dtype=torch.float64),
-    ),
+    cuda=from_triton("linear_logprob", "forward"),
+    fake=_row_shapes,
     backward=_backward,
     setup_context=_save,
 )
@@ -157,8 +164,10 @@ _gradients = define(
     "linear_logprob_backward(Tensor dlogprob, Tensor dentropy, Tensor h, Tensor weight, Tensor targets, Tensor state, "
     "float temperature, ScalarType compute) -> (Tensor, Tensor)",
     cpu=_gradients_cpu,
+    cuda=from_triton("linear_logprob", "backward"),
     fake=lambda dlogprob, dentropy, h, weight, targets, state, temperature, compute: (
         torch.empty_like(h),
         torch.empty_like(weight),
     ),
 )
+_row_logprob_cuda = from_triton("logprob", "row_logprob")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from seedthink import _C
-from seedthink.kernels.registry import define
+from seedthink.kernels.registry import define, from_triton
 
 
 def reference_rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -63,15 +63,21 @@ def _gradients_cpu(dy_TD: Tensor, x_TD: Tensor, weight_D: Tensor, rstd_T: Tensor
     return dx_TD, dweight_D
 
 
+def _row_shape(x_TD: Tensor) -> Tensor:
+    return x_TD.new_empty(x_TD.shape[:1], dtype=torch.float32)
+
+
 _gradients = define(
     "rms_norm_backward(Tensor grad, Tensor x, Tensor weight, Tensor rstd) -> (Tensor, Tensor)",
     cpu=_gradients_cpu,
+    cuda=from_triton("rms_norm", "backward"),
     fake=lambda grad, x, weight, rstd: (torch.empty_like(x), torch.empty_like(weight)),
 )
 _rms_norm = define(
     "rms_norm(Tensor x, Tensor weight, float eps) -> (Tensor, Tensor)",
     cpu=_forward,
-    fake=lambda x, weight, eps: (torch.empty_like(x), x.new_empty(x.shape[:1])),
+    cuda=from_triton("rms_norm", "forward"),
+    fake=lambda x, weight, eps: (torch.empty_like(x), _row_shape(x)),
     backward=_backward,
     setup_context=_save,
 )
@@ -110,12 +116,18 @@ def _add_gradients_cpu(
 _add_gradients = define(
     "add_rms_norm_backward(Tensor dsum, Tensor dy, Tensor sum, Tensor weight, Tensor rstd) -> (Tensor, Tensor)",
     cpu=_add_gradients_cpu,
+    cuda=from_triton("rms_norm", "add_backward"),
     fake=lambda dsum, dy, sum, weight, rstd: (torch.empty_like(sum), torch.empty_like(weight)),
 )
 _add_rms_norm = define(
     "add_rms_norm(Tensor x, Tensor delta, Tensor weight, float eps) -> (Tensor, Tensor, Tensor)",
     cpu=_add_forward,
-    fake=lambda x, delta, weight, eps: (torch.empty_like(x), torch.empty_like(x), x.new_empty(x.shape[:1])),
+    cuda=from_triton("rms_norm", "add_forward"),
+    fake=lambda x, delta, weight, eps: (
+        torch.empty_like(x),
+        torch.empty_like(x),
+        x.new_empty(x.shape[:1], dtype=torch.float32),
+    ),
     backward=_add_backward,
     setup_context=_add_save,
 )

@@ -40,16 +40,32 @@ def panels_of(weight: Tensor, compute: torch.dtype, transposed: bool = False, na
     """
     if weight.is_inference():  # torch keeps no version of such a tensor, so a pack of it could be stale
         return pack(weight, compute, transposed, name)
-    found = kept_panels(weight, compute, transposed)
+    found = _packs(weight).panels.get((compute, transposed))
     if found is None:
-        found = pack(weight, compute, transposed, name)
-        slot = id(weight)
-        entry = _cache.get(slot)
-        if entry is None or not entry.fits(weight):
-            owner = weakref.ref(weight, lambda dead: _drop(slot, dead))
-            entry = _cache[slot] = _Packs(owner, weight._version, weight.data_ptr())
-        entry.panels[compute, transposed] = found
+        found = _packs(weight).panels[compute, transposed] = pack(weight, compute, transposed, name)
     return found
+
+
+def rounded(weight: Tensor, compute: torch.dtype) -> Tensor:
+    """The weight as a product on a device reads it: itself, or a copy in `compute` made once per version. Read-only."""
+    if weight.dtype == compute:
+        return weight.detach()
+    if weight.is_inference():
+        return weight.to(compute)
+    found = _packs(weight).panels.get((compute, False))
+    if found is None:
+        found = _packs(weight).panels[compute, False] = weight.detach().to(compute)
+    return found
+
+
+def _packs(weight: Tensor) -> _Packs:
+    """The packs of this version of a weight, perhaps none yet."""
+    entry = _cache.get(id(weight))
+    if entry is None or not entry.fits(weight):
+        slot = id(weight)
+        owner = weakref.ref(weight, lambda dead: _drop(slot, dead))
+        entry = _cache[slot] = _Packs(owner, weight._version, weight.data_ptr())
+    return entry
 
 
 def kept_panels(weight: Tensor, compute: torch.dtype, transposed: bool = False) -> Tensor | None:

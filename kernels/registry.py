@@ -9,11 +9,14 @@ A kernel returns fresh tensors that alias none of its arguments (opcheck verifie
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+
+from seedthink.errors import DeviceError
 
 LIBRARY = torch.library.Library("seedthink", "DEF")
 
@@ -40,13 +43,15 @@ def define(
     *,
     cpu: Callable[..., Any],
     fake: Callable[..., Any],
+    cuda: Callable[..., Any] | None = None,
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
 ) -> Operator:
     """Register one operator and return it.
 
     schema: "name(Tensor x, int k) -> (Tensor, Tensor)" in torch's schema language.
-    cpu: the kernel. fake: the same signature, returns empty outputs of the right shape and dtype.
+    cpu, cuda: the kernels (`from_triton` for one of kernels/triton). fake: the same signature, returns empty outputs of
+    the right shape and dtype.
     backward(ctx, *grads), setup_context(ctx, inputs, output): as `torch.library.register_autograd` takes them. Without
     them a gradient that reaches the operator raises RuntimeError.
     """
@@ -54,10 +59,29 @@ def define(
     derivative = backward or _refuse(name)
     LIBRARY.define(schema)
     LIBRARY.impl(name, cpu, "CPU")
+    if cuda is not None:
+        LIBRARY.impl(name, cuda, "CUDA")
     torch.library.register_fake(f"seedthink::{name}", fake, lib=LIBRARY)
     torch.library.register_autograd(f"seedthink::{name}", derivative, setup_context=setup_context, lib=LIBRARY)
     overload = getattr(torch.ops.seedthink, name).default
     return Operator(overload, cpu, _recorder(name, cpu, derivative, setup_context))
+
+
+def from_triton(module: str, function: str) -> Callable[..., Any]:
+    """`function` of kernels/triton/<module>.py, for `cuda=`. It is loaded at its first call: Triton is slow to import.
+
+    It runs on the device of its first argument. DeviceError at the first call where Triton is not installed.
+    """
+
+    def call(*args: Any) -> Any:
+        try:
+            loaded = import_module(f"seedthink.kernels.triton.{module}")
+        except ImportError as error:
+            raise DeviceError(f"{module}: its CUDA kernels need Triton, which does not load ({error})") from error
+        with torch.cuda.device(args[0].device):
+            return getattr(loaded, function)(*args)
+
+    return call
 
 
 def traced(first: Tensor) -> bool:

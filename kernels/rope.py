@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from seedthink import _C
-from seedthink.kernels.registry import define
+from seedthink.kernels.registry import define, from_triton
 
 
 def rope_table(max_positions: int, head_dim: int, theta: float) -> Tensor:
@@ -63,6 +63,7 @@ def _backward(ctx: Any, dy_TNH: Tensor) -> tuple[Tensor, None, None, None]:
 _rope = define(
     "rope(Tensor x, Tensor table, Tensor positions, bool back) -> Tensor",
     cpu=_turn,
+    cuda=from_triton("rope", "turn"),
     fake=lambda x, table, positions, back: torch.empty_like(x),
     backward=_backward,
     setup_context=_save,
