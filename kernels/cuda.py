@@ -2,8 +2,8 @@
 
 Nothing waits for the device and nothing is read back, so every call can be captured in a graph. What a CPU operator
 refuses by value cannot be refused here: a router row with NaN or +inf gets NaN weights, and a row number that lies
-outside the rows gives NaN or is left out. Each function has the signature of the CPU kernel of the same operator, and is
-its implementation for CUDA tensors; the last two exist on CUDA alone.
+outside the rows gives NaN or is left out. Each function has the signature of the CPU kernel of the same operator, and
+is its implementation for CUDA tensors; the last two exist on CUDA alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ def _launch(name: str, first: Tensor, *args: Any) -> None:
     """Call `_C.name(*args, stream)`; DeviceError where the library was built without nvcc."""
     call: Callable[..., None] | None = getattr(_C, name, None)
     if call is None:
-        raise DeviceError(f"{name}: this build has no CUDA kernels; see `seedthink doctor`, or move the tensors to the CPU")
+        raise DeviceError(
+            f"{name}: this build has no CUDA kernels; see `seedthink doctor`, or move the tensors to the CPU"
+        )
     call(*args, torch.cuda.current_stream(first.device).cuda_stream)
 
 
@@ -71,8 +73,8 @@ def route(
 ) -> tuple[Tensor, ...]:
     """(weight_TK, ids_TK, counts_E, offsets_E1, row_TK, token_R) of kernels/route.py in two launches.
 
-    logits_TE: float32 or bfloat16, at most 512 experts, k and groups at most 32. The experts are those of the CPU, bit for
-    bit of the scores they are chosen by; weights agree to rounding.
+    logits_TE: float32 or bfloat16, at most 512 experts, k and groups at most 32. The scores that experts are chosen by
+    have the bits of the CPU, and so the choice is the same; weights agree to rounding.
     """
     tokens, experts = _matrix("logits", logits_TE)
     _sigmoid(score)

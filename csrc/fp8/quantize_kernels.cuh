@@ -62,7 +62,6 @@ __device__ inline float decode(uint32_t code) {
 struct Divisor {
   float scale, inverse;
   bool safe;
-  __device__ explicit Divisor(float scale) : scale(scale), inverse(__fdiv_rn(1.f, scale)), safe(scale > 0x1p-90f) {}
   __device__ float divide(float x) const {
     if (!safe) return __fdiv_rn(x, scale);
     float y = __fmul_rn(x, inverse);
@@ -70,6 +69,8 @@ struct Divisor {
     return copysignf(fmaf(fmaf(-scale, y, x), inverse, y), x);  // -0 stays -0
   }
 };
+
+__device__ inline Divisor divisor(float scale) { return {scale, __fdiv_rn(1.f, scale), scale > 0x1p-90f}; }
 
 struct Scaling {
   const float* previous;  // may be null
@@ -210,7 +211,7 @@ __global__ void __launch_bounds__(kCodeThreads) quantize_groups(Quantize<X> call
   }
   if (m >= call.M) return;
   const float scale = pick_scale<F>(call.how, __uint_as_float(most), group);
-  const Divisor by(scale);
+  const Divisor by = divisor(scale);
 #pragma unroll
   for (int s = 0; s < kSteps; ++s) {
     const auto codes = encode_elements<F>(x[s], by, finite);
@@ -272,7 +273,7 @@ __global__ void __launch_bounds__(kCodeThreads) quantize_blocks(Quantize<X> call
   if (!finite) most = find_most(true);
   const float scale = pick_scale<F>(call.how, __uint_as_float(most), blockIdx.x);
   if (threadIdx.x == 0) call.scale[blockIdx.x] = scale;
-  const Divisor by(scale);
+  const Divisor by = divisor(scale);
   each([&](const float(&x)[kN], int64_t at, int live) {
     const auto codes = encode_elements<F>(x, by, finite);
     write_elements(call.codes, at, live, call.wide, codes);
@@ -332,7 +333,7 @@ __global__ void __launch_bounds__(kMostNormThreads) norm_quantize(const X* x, co
   const int64_t group = row * (D / kGroup) + column / kGroup;
   const float chosen = pick_scale<F>(how, __uint_as_float(most_finite), group);
   if (threadIdx.x % kGroupLanes == 0) scale[group] = chosen;
-  const Divisor by(chosen);
+  const Divisor by = divisor(chosen);
 #pragma unroll
   for (int s = 0; s < kSteps; ++s)
     write_elements(codes, row * D + column + s * kGroupLanes * kN, kN, true,

@@ -124,12 +124,14 @@ __device__ inline Place place_of(const Problem& p, int32_t slot, bool planned) {
 // Four tokens of a lane in the order in which they are walked, from the sequence's end on.
 struct Quad {
   float reward[kQuad], value[kQuad];
-  bool counts[kQuad];
+  uint32_t counted;  // a bit for each
+  __device__ bool counts(int j) const { return ((counted >> j) & 1u) != 0; }
 };
 
 // Tokens t, t - 1, t - 2, t - 3; below `begin` there is nothing that counts. `wide`: t + 1 is a multiple of four.
 __device__ inline Quad load_quad(const Problem& p, int32_t t, int32_t begin, bool wide) {
   Quad q;
+  q.counted = 0;
   if (wide && t - (kQuad - 1) >= begin) {
     const auto reward = load_pack<float, kQuad>(p.reward + t - (kQuad - 1));
     const auto value = load_pack<float, kQuad>(p.value + t - (kQuad - 1));
@@ -139,7 +141,7 @@ __device__ inline Quad load_quad(const Problem& p, int32_t t, int32_t begin, boo
     for (int j = 0; j < kQuad; ++j) {
       q.reward[j] = reward.at[kQuad - 1 - j];
       q.value[j] = value.at[kQuad - 1 - j];
-      q.counts[j] = mask.at[kQuad - 1 - j] != 0;
+      q.counted |= static_cast<uint32_t>(mask.at[kQuad - 1 - j] != 0) << j;
     }
     return q;
   }
@@ -148,7 +150,7 @@ __device__ inline Quad load_quad(const Problem& p, int32_t t, int32_t begin, boo
     const bool inside = t - j >= begin;
     q.reward[j] = inside ? p.reward[t - j] : 0.f;
     q.value[j] = inside ? p.value[t - j] : 0.f;
-    q.counts[j] = inside && (p.mask == nullptr || p.mask[t - j] != 0);
+    q.counted |= static_cast<uint32_t>(inside && (p.mask == nullptr || p.mask[t - j] != 0)) << j;
   }
   return q;
 }
@@ -179,7 +181,7 @@ __device__ inline Pair quad_map(const Quad& q, const Decay& decay, float next, b
   Pair m{1.f, 0.f, 1.f, 0.f};
 #pragma unroll
   for (int j = 0; j < kQuad; ++j) {
-    if (!q.counts[j]) continue;
+    if (!q.counts(j)) continue;
     const float gain = q.reward[j] - q.value[j];
     if (fresh) {
       m.bp = m.bc = gain;
@@ -202,13 +204,9 @@ __device__ inline Map warp_map(const Quad (&quad)[kStrips], const Decay& decay, 
 #pragma unroll
   for (int s = 0; s < kStrips; ++s) {
     float last = 0.f;
-    bool any = false;
 #pragma unroll
-    for (int j = 0; j < kQuad; ++j) {
-      last = quad[s].counts[j] ? quad[s].value[j] : last;
-      any = any || quad[s].counts[j];
-    }
-    const unsigned counted = __ballot_sync(kWarp, any), below = counted & ((1u << lane) - 1u);
+    for (int j = 0; j < kQuad; ++j) last = quad[s].counts(j) ? quad[s].value[j] : last;
+    const unsigned counted = __ballot_sync(kWarp, quad[s].counted != 0), below = counted & ((1u << lane) - 1u);
     const float from_below = __shfl_sync(kWarp, last, below != 0 ? 31 - __clz(below) : 0);
     strip[s].next = below != 0 ? from_below : next;
     strip[s].fresh = fresh && below == 0;
@@ -237,7 +235,7 @@ __device__ inline void finish_quad(const Problem& p, const Quad& q, const Decay&
   float advantage[kQuad], returns[kQuad];
 #pragma unroll
   for (int j = 0; j < kQuad; ++j) {
-    if (q.counts[j]) {
+    if (q.counts(j)) {
       const float delta = fmaf(decay.gamma, at.next, q.reward[j] - q.value[j]);
       at = {fmaf(decay.policy, at.policy, delta), fmaf(decay.critic, at.critic, delta), q.value[j]};
     }
@@ -285,7 +283,7 @@ __device__ inline State state_behind(const Workspace& work, int32_t first, int32
 }
 
 // One block per chunk.
-__global__ void __launch_bounds__(kGaeThreads, 2) scan_chunks(Problem p, Workspace work) {
+__global__ void __launch_bounds__(kGaeThreads, 3) scan_chunks(Problem p, Workspace work) {
   __shared__ int32_t ticket;
   __shared__ Map maps[kGaeWarps];
   __shared__ State entering;

@@ -57,7 +57,7 @@ void check_format() {
     const float x = __uint_as_float(random()), scale = __uint_as_float(random() & 0x7fffffffu);
     const float y = x / scale;
     if (!std::isfinite(x) || !std::isfinite(scale) || scale < FLT_MIN || std::fabs(y) > 1e6f) continue;
-    const float mine = Divisor(scale).divide(x);
+    const float mine = divisor(scale).divide(x);
     expect(encode<F>(mine) == encode<F>(y), "a quotient finds the code of the division");
     if (std::fabs(y) > 1e-6f) expect(mine == y, "a quotient is rounded once");
   }
@@ -69,10 +69,10 @@ void check_common_quotients() {
   for (int i = 0; i < 300000; ++i) {
     const float amax = std::ldexp(1.f + std::fabs(uniform(random)), static_cast<int>(random() % 40) - 30);
     const float x = uniform(random) * amax, scale = amax / 448.f;
-    const float mine = Divisor(scale).divide(x), want = x / scale;
+    const float mine = divisor(scale).divide(x), want = x / scale;
     expect(std::memcmp(&mine, &want, 4) == 0 || std::fabs(want) < 1e-30f, "a quotient is rounded once");
   }
-  const float zero = Divisor(0.5f).divide(-0.f);
+  const float zero = divisor(0.5f).divide(-0.f);
   expect(std::signbit(zero), "-0 stays -0");
 }
 
