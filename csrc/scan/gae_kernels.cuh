@@ -121,17 +121,19 @@ __device__ inline Place place_of(const Problem& p, int32_t slot, bool planned) {
   return {b, slot, first, start, max(start, last - kChunk), last};
 }
 
-// Four tokens of a lane in the order in which they are walked, from the sequence's end on.
+// Four tokens of a lane in the order in which they are walked, from the sequence's end on. Which of them count is a bit
+// for each, kept apart: the bits of all strips share a register.
 struct Quad {
   float reward[kQuad], value[kQuad];
-  uint32_t counted;  // a bit for each
-  __device__ bool counts(int j) const { return ((counted >> j) & 1u) != 0; }
 };
 
+__device__ inline uint32_t counted_in(uint32_t counted, int strip) {
+  return (counted >> (strip * kQuad)) & ((1u << kQuad) - 1u);
+}
+
 // Tokens t, t - 1, t - 2, t - 3; below `begin` there is nothing that counts. `wide`: t + 1 is a multiple of four.
-__device__ inline Quad load_quad(const Problem& p, int32_t t, int32_t begin, bool wide) {
-  Quad q;
-  q.counted = 0;
+__device__ inline uint32_t load_quad(const Problem& p, int32_t t, int32_t begin, bool wide, Quad& q) {
+  uint32_t counted = 0;
   if (wide && t - (kQuad - 1) >= begin) {
     const auto reward = load_pack<float, kQuad>(p.reward + t - (kQuad - 1));
     const auto value = load_pack<float, kQuad>(p.value + t - (kQuad - 1));
@@ -141,18 +143,18 @@ __device__ inline Quad load_quad(const Problem& p, int32_t t, int32_t begin, boo
     for (int j = 0; j < kQuad; ++j) {
       q.reward[j] = reward.at[kQuad - 1 - j];
       q.value[j] = value.at[kQuad - 1 - j];
-      q.counted |= static_cast<uint32_t>(mask.at[kQuad - 1 - j] != 0) << j;
+      counted |= static_cast<uint32_t>(mask.at[kQuad - 1 - j] != 0) << j;
     }
-    return q;
+    return counted;
   }
 #pragma unroll
   for (int j = 0; j < kQuad; ++j) {
     const bool inside = t - j >= begin;
     q.reward[j] = inside ? p.reward[t - j] : 0.f;
     q.value[j] = inside ? p.value[t - j] : 0.f;
-    q.counted |= static_cast<uint32_t>(inside && (p.mask == nullptr || p.mask[t - j] != 0)) << j;
+    counted |= static_cast<uint32_t>(inside && (p.mask == nullptr || p.mask[t - j] != 0)) << j;
   }
-  return q;
+  return counted;
 }
 
 __device__ inline void store_quad(float* to, const float (&from)[kQuad], int32_t t, int32_t begin, bool wide) {
@@ -169,19 +171,19 @@ struct Decay {
   float gamma, policy, critic;
 };
 
-// What a warp knows before it knows its state: for each strip, what stands before this lane in the warp.
-struct Strip {
-  Pair before;
-  float next;  // the value that the lane's first counted token sees
-  bool fresh;  // whether no token before this lane counts in the warp
+// What a lane knows before it knows its warp's state, for each strip.
+struct Ahead {
+  Pair before[kStrips];  // what stands before the lane in the warp
+  float next[kStrips];   // the value that the lane's first counted token sees
+  uint32_t fresh;        // a bit for each strip: whether no token before the lane counts in the warp
 };
 
 // The lane's four tokens as one map, given the next value; the warp's first counted token passes on what enters.
-__device__ inline Pair quad_map(const Quad& q, const Decay& decay, float next, bool fresh) {
+__device__ inline Pair quad_map(const Quad& q, uint32_t counted, const Decay& decay, float next, bool fresh) {
   Pair m{1.f, 0.f, 1.f, 0.f};
 #pragma unroll
   for (int j = 0; j < kQuad; ++j) {
-    if (!q.counts(j)) continue;
+    if (((counted >> j) & 1u) == 0) continue;
     const float gain = q.reward[j] - q.value[j];
     if (fresh) {
       m.bp = m.bc = gain;
@@ -196,46 +198,52 @@ __device__ inline Pair quad_map(const Quad& q, const Decay& decay, float next, b
 }
 
 // Scans the strips of a warp, the one nearest to the sequence's end first. Returns the map of the whole warp.
-__device__ inline Map warp_map(const Quad (&quad)[kStrips], const Decay& decay, Strip (&strip)[kStrips]) {
+__device__ inline Map warp_map(const Quad (&quad)[kStrips], uint32_t counted, const Decay& decay, Ahead& ahead) {
   const int lane = threadIdx.x % 32;
   Pair sum{1.f, 0.f, 1.f, 0.f};
   float next = 0.f;
   bool fresh = true;  // no strip so far had a token that counts
+  ahead.fresh = 0;
 #pragma unroll
   for (int s = 0; s < kStrips; ++s) {
+    const uint32_t mine_counted = counted_in(counted, s);
     float last = 0.f;
 #pragma unroll
-    for (int j = 0; j < kQuad; ++j) last = quad[s].counts(j) ? quad[s].value[j] : last;
-    const unsigned counted = __ballot_sync(kWarp, quad[s].counted != 0), below = counted & ((1u << lane) - 1u);
+    for (int j = 0; j < kQuad; ++j) last = ((mine_counted >> j) & 1u) != 0 ? quad[s].value[j] : last;
+    const unsigned lanes = __ballot_sync(kWarp, mine_counted != 0), below = lanes & ((1u << lane) - 1u);
     const float from_below = __shfl_sync(kWarp, last, below != 0 ? 31 - __clz(below) : 0);
-    strip[s].next = below != 0 ? from_below : next;
-    strip[s].fresh = fresh && below == 0;
-    const Pair mine = warp_scan(quad_map(quad[s], decay, strip[s].next, strip[s].fresh));
+    const bool first = fresh && below == 0;
+    ahead.fresh |= static_cast<uint32_t>(first) << s;
+    ahead.next[s] = below != 0 ? from_below : next;
+    const Pair mine = warp_scan(quad_map(quad[s], mine_counted, decay, ahead.next[s], first));
     const Pair before = shuffle(mine, lane > 0 ? lane - 1 : 0);
-    strip[s].before = lane > 0 ? compose(before, sum) : sum;
+    ahead.before[s] = lane > 0 ? compose(before, sum) : sum;
     sum = compose(shuffle(mine, 31), sum);
-    const float from_top = __shfl_sync(kWarp, last, counted != 0 ? 31 - __clz(counted) : 0);
-    next = counted != 0 ? from_top : next;
-    fresh = fresh && counted == 0;
+    const float from_top = __shfl_sync(kWarp, last, lanes != 0 ? 31 - __clz(lanes) : 0);
+    next = lanes != 0 ? from_top : next;
+    fresh = fresh && lanes == 0;
   }
   if (fresh) return identity();
   return {sum.ap * decay.policy, sum.ap * decay.gamma, sum.bp, sum.ac * decay.critic, sum.ac * decay.gamma, sum.bc,
           0.f,                   next};
 }
 
-// Writes a strip, given the state behind the warp.
-__device__ inline void finish_quad(const Problem& p, const Quad& q, const Decay& decay, const Strip& strip,
-                                   const State& behind, int32_t t, int32_t begin, bool wide) {
-  const Pair& m = strip.before;
+// The state behind a lane's tokens of strip s, given the one behind the warp.
+__device__ inline State state_of_lane(const Decay& decay, const Ahead& ahead, int s, const State& behind) {
+  if (((ahead.fresh >> s) & 1u) != 0) return behind;
+  const Pair& m = ahead.before[s];
   const float enters = decay.gamma * behind.next;
-  State at = behind;
-  if (!strip.fresh)
-    at = {fmaf(m.ap, fmaf(decay.policy, behind.policy, enters), m.bp),
-          fmaf(m.ac, fmaf(decay.critic, behind.critic, enters), m.bc), strip.next};
+  return {fmaf(m.ap, fmaf(decay.policy, behind.policy, enters), m.bp),
+          fmaf(m.ac, fmaf(decay.critic, behind.critic, enters), m.bc), ahead.next[s]};
+}
+
+// Walks a lane's tokens from the state behind them and writes.
+__device__ inline void finish_quad(const Problem& p, const Quad& q, uint32_t counted, const Decay& decay, State at,
+                                   int32_t t, int32_t begin, bool wide) {
   float advantage[kQuad], returns[kQuad];
 #pragma unroll
   for (int j = 0; j < kQuad; ++j) {
-    if (q.counts(j)) {
+    if (((counted >> j) & 1u) != 0) {
       const float delta = fmaf(decay.gamma, at.next, q.reward[j] - q.value[j]);
       at = {fmaf(decay.policy, at.policy, delta), fmaf(decay.critic, at.critic, delta), q.value[j]};
     }
@@ -276,6 +284,7 @@ __device__ inline State state_behind(const Workspace& work, int32_t first, int32
       m = load_map(work.map + first + begin + lane);
     }
     __syncwarp();
+#pragma unroll 1  // one map at a time: the chunk stays in registers meanwhile
     for (int distance = 1; distance < 32; distance *= 2) m = compose(from_lane_above(m, distance), m);
     state = apply(m, state);  // right in lane 0, which the others' maps do not touch
   }
@@ -300,15 +309,18 @@ __global__ void __launch_bounds__(kGaeThreads, 3) scan_chunks(Problem p, Workspa
   const Decay decay{p.gamma, p.gamma * p.lambda_policy[at.sequence], p.gamma * p.lambda_critic[at.sequence]};
   const int32_t t = at.stop - 1 - warp * (kStrips * kStrip) - lane * kQuad;
   Quad quad[kStrips];
-  Strip strip[kStrips];
+  Ahead ahead;
+  uint32_t counted = 0;
 #pragma unroll
-  for (int s = 0; s < kStrips; ++s) quad[s] = load_quad(p, t - s * kStrip, at.begin, wide);
-  const Map mine = warp_map(quad, decay, strip);
+  for (int s = 0; s < kStrips; ++s)
+    counted |= load_quad(p, t - s * kStrip, at.begin, wide, quad[s]) << (s * kQuad);
+  const Map mine = warp_map(quad, counted, decay, ahead);
   if (lane == 0) maps[warp] = mine;
   __syncthreads();
   if (warp == 0) {
     if (planned && lane == 0) {
       Map all = maps[0];
+#pragma unroll 1
       for (int i = 1; i < kGaeWarps; ++i) all = compose(maps[i], all);
       leave_map(work, at.slot, all);
     }
@@ -321,7 +333,8 @@ __global__ void __launch_bounds__(kGaeThreads, 3) scan_chunks(Problem p, Workspa
   for (int i = 0; i < warp; ++i) behind = apply(maps[i], behind);
 #pragma unroll
   for (int s = 0; s < kStrips; ++s)
-    finish_quad(p, quad[s], decay, strip[s], behind, t - s * kStrip, at.begin, wide);
+    finish_quad(p, quad[s], counted_in(counted, s), decay, state_of_lane(decay, ahead, s, behind), t - s * kStrip,
+                at.begin, wide);
 }
 
 }  // namespace seedthink::cuda
