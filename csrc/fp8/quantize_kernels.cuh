@@ -179,7 +179,7 @@ constexpr int kStep = 16 / static_cast<int>(sizeof(X));
 // Blocks of 1 x 128, eight lanes each, a lane's elements in registers: one read, one write. Steps of the lanes alternate,
 // so that each access of a warp covers whole sectors.
 template <typename F, bool CARRY, typename X>
-__global__ void __launch_bounds__(kCodeThreads) quantize_groups(Quantize<X> call) {
+__global__ void __launch_bounds__(kCodeThreads, 5) quantize_groups(Quantize<X> call) {
   constexpr int kN = kStep<X>, kSteps = kOwn / kN;
   const int64_t groups = (call.N + kGroup - 1) / kGroup;
   const int64_t group = (static_cast<int64_t>(blockIdx.x) * kCodeThreads + threadIdx.x) / kGroupLanes;

@@ -65,7 +65,7 @@ __device__ inline State apply(const Map& m, const State& s) {
 
 // Inside a warp the next value of all but the first counted token is known, so a map is one affine function for each
 // lambda. What enters it is what that first token sees: decay * advantage + gamma * next.
-struct Pair {
+struct alignas(16) Pair {
   float ap, bp, ac, bc;
 };
 
@@ -173,9 +173,9 @@ struct Decay {
 
 // What a lane knows before it knows its warp's state, for each strip.
 struct Ahead {
-  Pair before[kStrips];  // what stands before the lane in the warp
-  float next[kStrips];   // the value that the lane's first counted token sees
-  uint32_t fresh;        // a bit for each strip: whether no token before the lane counts in the warp
+  Pair (*before)[kGaeThreads];  // [kStrips], in shared memory: what stands before the lane in the warp
+  float next[kStrips];          // the value that the lane's first counted token sees
+  uint32_t fresh;               // a bit for each strip: whether no token before the lane counts in the warp
 };
 
 // The lane's four tokens as one map, given the next value; the warp's first counted token passes on what enters.
@@ -203,7 +203,6 @@ __device__ inline Map warp_map(const Quad (&quad)[kStrips], uint32_t counted, co
   Pair sum{1.f, 0.f, 1.f, 0.f};
   float next = 0.f;
   bool fresh = true;  // no strip so far had a token that counts
-  ahead.fresh = 0;
 #pragma unroll
   for (int s = 0; s < kStrips; ++s) {
     const uint32_t mine_counted = counted_in(counted, s);
@@ -217,7 +216,7 @@ __device__ inline Map warp_map(const Quad (&quad)[kStrips], uint32_t counted, co
     ahead.next[s] = below != 0 ? from_below : next;
     const Pair mine = warp_scan(quad_map(quad[s], mine_counted, decay, ahead.next[s], first));
     const Pair before = shuffle(mine, lane > 0 ? lane - 1 : 0);
-    ahead.before[s] = lane > 0 ? compose(before, sum) : sum;
+    ahead.before[s][threadIdx.x] = lane > 0 ? compose(before, sum) : sum;
     sum = compose(shuffle(mine, 31), sum);
     const float from_top = __shfl_sync(kWarp, last, lanes != 0 ? 31 - __clz(lanes) : 0);
     next = lanes != 0 ? from_top : next;
@@ -231,7 +230,7 @@ __device__ inline Map warp_map(const Quad (&quad)[kStrips], uint32_t counted, co
 // The state behind a lane's tokens of strip s, given the one behind the warp.
 __device__ inline State state_of_lane(const Decay& decay, const Ahead& ahead, int s, const State& behind) {
   if (((ahead.fresh >> s) & 1u) != 0) return behind;
-  const Pair& m = ahead.before[s];
+  const Pair m = ahead.before[s][threadIdx.x];
   const float enters = decay.gamma * behind.next;
   return {fmaf(m.ap, fmaf(decay.policy, behind.policy, enters), m.bp),
           fmaf(m.ac, fmaf(decay.critic, behind.critic, enters), m.bc), ahead.next[s]};
@@ -284,7 +283,6 @@ __device__ inline State state_behind(const Workspace& work, int32_t first, int32
       m = load_map(work.map + first + begin + lane);
     }
     __syncwarp();
-#pragma unroll 1  // one map at a time: the chunk stays in registers meanwhile
     for (int distance = 1; distance < 32; distance *= 2) m = compose(from_lane_above(m, distance), m);
     state = apply(m, state);  // right in lane 0, which the others' maps do not touch
   }
@@ -296,6 +294,7 @@ __global__ void __launch_bounds__(kGaeThreads, 3) scan_chunks(Problem p, Workspa
   __shared__ int32_t ticket;
   __shared__ Map maps[kGaeWarps];
   __shared__ State entering;
+  __shared__ Pair before[kStrips][kGaeThreads];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const bool planned = work.ticket != nullptr;
   if (planned && threadIdx.x == 0) ticket = atomicAdd(work.ticket, 1);
@@ -309,7 +308,7 @@ __global__ void __launch_bounds__(kGaeThreads, 3) scan_chunks(Problem p, Workspa
   const Decay decay{p.gamma, p.gamma * p.lambda_policy[at.sequence], p.gamma * p.lambda_critic[at.sequence]};
   const int32_t t = at.stop - 1 - warp * (kStrips * kStrip) - lane * kQuad;
   Quad quad[kStrips];
-  Ahead ahead;
+  Ahead ahead{before, {}, 0};
   uint32_t counted = 0;
 #pragma unroll
   for (int s = 0; s < kStrips; ++s)
@@ -320,7 +319,6 @@ __global__ void __launch_bounds__(kGaeThreads, 3) scan_chunks(Problem p, Workspa
   if (warp == 0) {
     if (planned && lane == 0) {
       Map all = maps[0];
-#pragma unroll 1
       for (int i = 1; i < kGaeWarps; ++i) all = compose(maps[i], all);
       leave_map(work, at.slot, all);
     }
