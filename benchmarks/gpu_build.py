@@ -14,19 +14,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = {
-    "portable": [],
-    "avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma", "-mprefer-vector-width=512", "-mamx-tile", "-mamx-bf16"],
+    "portable": "",
+    "avx2": "-mavx2 -mfma -mf16c",
+    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mfma -mprefer-vector-width=512 -mamx-tile -mamx-bf16",
 }
-PLAIN = [
-    "-O3",
-    "-std=c++17",
-    "-fPIC",
-    "-fvisibility=hidden",
-    "-ffp-contract=off",
-    "-Wno-psabi",
-    "-Wno-ignored-attributes",
-]
+PLAIN = "-O3 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -Wno-psabi -Wno-ignored-attributes"
 
 
 def build(capability: tuple[int, int], rebuild: bool) -> str:
@@ -88,11 +80,11 @@ def _steps(arch: str, nvcc: str, folder: Path) -> Iterator[tuple[list[str], Path
     paths = [f"-I{ROOT / 'csrc'}", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
     defines = ["-DST_CUDA=1", '-DST_CUDA_NOTE="nvcc"', f'-DST_CUDA_ARCHS="{arch}"', '-DST_COMPILER="g++"']
     for source in sorted((ROOT / "csrc").rglob("*.cpp")):
-        isas = FLAGS if source.name.endswith(".isa.cpp") else {"": []}
+        isas = FLAGS if source.name.endswith(".isa.cpp") else {"": ""}
         for isa, flags in isas.items():
             made = folder / f"{source.stem}-{isa}.o"
-            own = [f"-DST_ISA={isa}", *flags] if isa else defines
-            yield ["g++", *PLAIN, *own, *paths, "-c", str(source), "-o", str(made)], made
+            own = [f"-DST_ISA={isa}", *flags.split()] if isa else defines
+            yield ["g++", *PLAIN.split(), *own, *paths, "-c", str(source), "-o", str(made)], made
     code = f"arch=compute_{arch},code=sm_{arch}"
     for source in sorted((ROOT / "csrc").rglob("*.cu")):
         made = folder / f"{source.parent.name}-{source.stem}-cuda.o"

@@ -1,7 +1,7 @@
 """Times work on a GPU with events.
 
-Stream times: launches are queued behind a kernel that sleeps, so the device never waits for the host, and a time is what
-one call adds to a busy stream. Graph times: the same calls captured once and replayed, without the launches' gaps.
+Stream times: launches are queued behind a kernel that sleeps, so the device never waits for the host, and a time is
+what one call adds to a busy stream. Graph times: the same calls captured once and replayed, without the launches' gaps.
 Calls go round over several sets of buffers, which together are larger than three times the last cache.
 """
 

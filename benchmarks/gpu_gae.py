@@ -81,7 +81,7 @@ def _made(lengths: list[int], masked: bool, rectangle: tuple[int, int] | None) -
             peers["triton row"] = [partial(_triton_row, *pair) for pair in shapes]
         if total <= 1 << 22:
             peers["powers"] = [compiled(_by_powers, *shapes[0])]
-        elsewhere["jax"] = partial(_jax_us, *shapes[0])
+            elsewhere["jax"] = partial(_jax_us, *shapes[0])
     calls = [_kernel(batch) for batch in batches]
     return Made({"cuda": calls}, peers, partial(_check, batches[0]), bytes=moved, elsewhere=elsewhere)
 
@@ -119,7 +119,7 @@ def _triton_row(reward: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _jax_us(reward: Tensor, value: Tensor) -> float:
-    """Microseconds of jax.lax.associative_scan under jit, one lambda, by the host's clock over twenty calls in a row."""
+    """Microseconds of a jitted jax.lax.associative_scan, one lambda, by the host's clock over twenty calls."""
     if not importable("jax"):
         raise ImportError("jax is not installed")
     import os

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 Call = Callable[[], Any]
-Check = Callable[[Any], str]  # of a result; empty where it is right, else what is wrong
 
 GRAPH_BELOW_US = 300.0  # launches matter below: those calls are timed in a graph as well
 
