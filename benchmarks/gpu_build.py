@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FLAGS = {
     "portable": "",
     "avx2": "-mavx2 -mfma -mf16c",
-    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mfma -mprefer-vector-width=512 -mamx-tile -mamx-bf16",
+    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mfma -mamx-tile -mamx-bf16 "
+    "-mprefer-vector-width=512",
 }
 PLAIN = "-O3 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -Wno-psabi -Wno-ignored-attributes"
 

@@ -121,39 +121,56 @@ __device__ inline void read_elements(const X* x, const bf16* residual, int64_t a
   }
 }
 
-template <typename T, int N>
-__device__ inline void write_elements(T* to, int64_t at, int live, bool wide, const Pack<T, N>& pack) {
-  if (wide && live >= N) return store_pack<T, N>(to + at, pack);
+// N codes, four to a word, the first in the lowest byte: as they lie in memory.
+template <int N>
+struct Codes {
+  Pack<uint32_t, N / 4> words;
+  __device__ uint32_t at(int i) const { return (words.at[i / 4] >> (8 * (i % 4))) & 0xffu; }
+};
+
+template <int N>
+__device__ inline void write_codes(uint8_t* to, int64_t at, int live, bool wide, const Codes<N>& codes) {
+  if (wide && live >= N) return store_pack<uint32_t, N / 4>(reinterpret_cast<uint32_t*>(to + at), codes.words);
 #pragma unroll
   for (int i = 0; i < N; ++i)
-    if (i < live) to[at + i] = pack.at[i];
+    if (i < live) to[at + i] = static_cast<uint8_t>(codes.at(i));
+}
+
+template <int N>
+__device__ inline void write_left(bf16* to, int64_t at, int live, bool wide, const Pack<bf16, N>& left) {
+  if (wide && live >= N) return store_pack<bf16, N>(to + at, left);
+#pragma unroll
+  for (int i = 0; i < N; ++i)
+    if (i < live) to[at + i] = left.at[i];
 }
 
 // Codes of N elements. `finite` promises that there is no NaN and no infinity among them.
 template <typename F, int N>
-__device__ inline Pack<uint8_t, N> encode_elements(const float (&x)[N], const Divisor& by, bool finite) {
-  Pack<uint8_t, N> codes;
+__device__ inline Codes<N> encode_elements(const float (&x)[N], const Divisor& by, bool finite) {
+  Codes<N> codes;
 #pragma unroll
-  for (int i = 0; i < N; i += 2) {
-    const uint32_t pair = encode_pair<F>(by.divide(x[i]), by.divide(x[i + 1]));
-    codes.at[i] = static_cast<uint8_t>(pair);
-    codes.at[i + 1] = static_cast<uint8_t>(pair >> 8);
-  }
+  for (int w = 0; w < N / 4; ++w)
+    codes.words.at[w] = encode_pair<F>(by.divide(x[4 * w]), by.divide(x[4 * w + 1])) |
+                        encode_pair<F>(by.divide(x[4 * w + 2]), by.divide(x[4 * w + 3])) << 16;
   if (finite) return codes;
 #pragma unroll
-  for (int i = 0; i < N; ++i)
-    if (magnitude(x[i]) >= kInfinityBits) codes.at[i] = static_cast<uint8_t>(0x7fu | ((__float_as_uint(x[i]) >> 24) & 0x80u));
+  for (int i = 0; i < N; ++i) {
+    if (magnitude(x[i]) < kInfinityBits) continue;
+    const uint32_t nan = 0x7fu | ((__float_as_uint(x[i]) >> 24) & 0x80u);
+    uint32_t& word = codes.words.at[i / 4];
+    word = (word & ~(0xffu << (8 * (i % 4)))) | nan << (8 * (i % 4));
+  }
   return codes;
 }
 
 // What the codes leave of x; nothing of what is not finite.
 template <typename F, int N>
-__device__ inline Pack<bf16, N> leave(const float (&x)[N], const Pack<uint8_t, N>& codes, float scale) {
+__device__ inline Pack<bf16, N> leave(const float (&x)[N], const Codes<N>& codes, float scale) {
   Pack<bf16, N> left;
 #pragma unroll
   for (int i = 0; i < N; ++i)
     left.at[i] = narrow<bf16>(magnitude(x[i]) < kInfinityBits
-                                  ? __fsub_rn(x[i], __fmul_rn(decode<F>(codes.at[i]), scale)) : 0.f);
+                                  ? __fsub_rn(x[i], __fmul_rn(decode<F>(codes.at(i)), scale)) : 0.f);
   return left;
 }
 
@@ -179,12 +196,11 @@ constexpr int kStep = 16 / static_cast<int>(sizeof(X));
 // Blocks of 1 x 128, eight lanes each, a lane's elements in registers: one read, one write. Steps of the lanes alternate,
 // so that each access of a warp covers whole sectors.
 template <typename F, bool CARRY, typename X>
-__global__ void __launch_bounds__(kCodeThreads, 5) quantize_groups(Quantize<X> call) {
+__global__ void __launch_bounds__(kCodeThreads, 4) quantize_groups(Quantize<X> call) {
   constexpr int kN = kStep<X>, kSteps = kOwn / kN;
-  const int64_t groups = (call.N + kGroup - 1) / kGroup;
-  const int64_t group = (static_cast<int64_t>(blockIdx.x) * kCodeThreads + threadIdx.x) / kGroupLanes;
-  const int64_t m = group / groups, q = group % groups;
-  const int64_t column = q * kGroup + threadIdx.x % kGroupLanes * kN;
+  const auto groups = static_cast<uint32_t>((call.N + kGroup - 1) / kGroup);
+  const uint32_t group = blockIdx.x * (kCodeThreads / kGroupLanes) + threadIdx.x / kGroupLanes, q = group % groups;
+  const int64_t m = group / groups, column = static_cast<int64_t>(q) * kGroup + threadIdx.x % kGroupLanes * kN;
   float x[kSteps][kN];
   int live[kSteps];
   uint32_t most = 0;
@@ -216,11 +232,11 @@ __global__ void __launch_bounds__(kCodeThreads, 5) quantize_groups(Quantize<X> c
   for (int s = 0; s < kSteps; ++s) {
     const auto codes = encode_elements<F>(x[s], by, finite);
     const int64_t at = column + s * kGroupLanes * kN;
-    if constexpr (CARRY) write_elements(call.left, m * call.N + at, live[s], call.wide, leave<F>(x[s], codes, scale));
+    if constexpr (CARRY) write_left(call.left, m * call.N + at, live[s], call.wide, leave<F>(x[s], codes, scale));
     for (int32_t k = 0; k < call.K; ++k) {
       const int64_t row = call.row_MK != nullptr ? call.row_MK[m * call.K + k] : m;
       if (row < 0 || row >= call.rows) continue;
-      write_elements(call.codes, row * call.N + at, live[s], call.wide, codes);
+      write_codes(call.codes, row * call.N + at, live[s], call.wide, codes);
       if (s == 0 && threadIdx.x % kGroupLanes == 0) call.scale[row * groups + q] = scale;
     }
   }
@@ -276,8 +292,8 @@ __global__ void __launch_bounds__(kCodeThreads) quantize_blocks(Quantize<X> call
   const Divisor by = divisor(scale);
   each([&](const float(&x)[kN], int64_t at, int live) {
     const auto codes = encode_elements<F>(x, by, finite);
-    write_elements(call.codes, at, live, call.wide, codes);
-    if constexpr (CARRY) write_elements(call.left, at, live, call.wide, leave<F>(x, codes, scale));
+    write_codes(call.codes, at, live, call.wide, codes);
+    if constexpr (CARRY) write_left(call.left, at, live, call.wide, leave<F>(x, codes, scale));
   });
 }
 
@@ -336,7 +352,7 @@ __global__ void __launch_bounds__(kMostNormThreads) norm_quantize(const X* x, co
   const Divisor by = divisor(chosen);
 #pragma unroll
   for (int s = 0; s < kSteps; ++s)
-    write_elements(codes, row * D + column + s * kGroupLanes * kN, kN, true,
+    write_codes(codes, row * D + column + s * kGroupLanes * kN, kN, true,
                    encode_elements<F>(y[s], by, most < kInfinityBits));
 }
 

@@ -35,7 +35,7 @@ def test_the_device_code_is_right_when_it_runs_on_the_cpu(name: str, tmp_path: P
     subprocess.run(["g++", "-O1", "-std=c++17", "-w", *paths, str(source), "-o", str(program)], check=True, timeout=200)
     result = subprocess.run([program], capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stdout  # the sentence that does not hold
-    # `not >` would let NaN through: a number that was never written
+    # false for NaN, too: a number that was never written
     assert all(float(error) <= PROGRAMS[name] for error in result.stdout.split())
 
 
