@@ -23,6 +23,9 @@
 #include "scan/gae.h"
 #include "scan/whiten.h"
 #if ST_CUDA
+#include "fp8/quantize_cuda.h"
+#include "moe/permute_cuda.h"
+#include "moe/route_cuda.h"
 #include "scan/gae_cuda.h"
 #endif
 
@@ -79,6 +82,7 @@ struct type_caster<View> {
     if (!pointer || !shape || !stride || !dtype || !cuda) throw error_already_set();
     value.pointer = PyLong_AsVoidPtr(pointer.ptr());
     value.cuda = cuda.ptr() == Py_True;
+    if (value.cuda) value.device = source.attr("get_device")().cast<int>();
     int dims = 0;
     if (!read_sizes(shape.ptr(), value.size, value.dims) || !read_sizes(stride.ptr(), value.stride, dims))
       throw value_error("a tensor argument has more than 6 dimensions");
@@ -110,6 +114,7 @@ py::dict build_info() {
 
 // Registers a kernel that exists once per instruction set.
 #define ST_DEF(function) m.def(#function, ST_PICK(function), release())
+#define ST_DEF_CUDA(function) m.def(#function, &seedthink::function, release())
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "seedthink's native kernels; use them through seedthink.kernels";
@@ -179,10 +184,6 @@ PYBIND11_MODULE(_C, m) {
   ST_DEF(gae_scan);
   ST_DEF(advantage_moments);
   ST_DEF(shift_and_scale);
-#if ST_CUDA
-  m.def("gae_cuda_workspace", &seedthink::gae_cuda_workspace);
-  m.def("gae_scan_cuda", &seedthink::gae_scan_cuda, release());
-#endif
 
   // norm
   ST_DEF(rms_norm_forward);
@@ -193,4 +194,20 @@ PYBIND11_MODULE(_C, m) {
   // balance
   m.def("karmarkar_karp", &seedthink::karmarkar_karp, release());
   m.def("within_budget", &seedthink::within_budget, release());
+
+#if ST_CUDA
+  // the same operations on a CUDA device
+  ST_DEF_CUDA(gae_scan_cuda);
+  ST_DEF_CUDA(route_forward_cuda);
+  ST_DEF_CUDA(route_backward_cuda);
+  ST_DEF_CUDA(permute_forward_cuda);
+  ST_DEF_CUDA(permute_backward_cuda);
+  ST_DEF_CUDA(unpermute_forward_cuda);
+  ST_DEF_CUDA(unpermute_backward_cuda);
+  ST_DEF_CUDA(fp8_quantize_cuda);
+  ST_DEF_CUDA(fp8_permute_cuda);
+  ST_DEF_CUDA(fp8_rms_norm_cuda);
+  m.def("gae_cuda_workspace", &seedthink::gae_cuda_workspace);
+  m.def("route_cuda_workspace", &seedthink::route_cuda_workspace);
+#endif
 }

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from seedthink import _C
-from seedthink.errors import DeviceError
+from seedthink.kernels import cuda
 from seedthink.kernels.registry import LIBRARY, define
 
 
@@ -129,46 +129,13 @@ def _scan(
     return advantage_T, return_T
 
 
-def _scan_cuda(
-    reward_T: Tensor,
-    value_T: Tensor,
-    cu_seqlens_B1: Tensor,
-    lambda_policy_B: Tensor,
-    lambda_critic_B: Tensor,
-    gamma: float,
-    mask_T: Tensor | None,
-    bootstrap_B: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    if not hasattr(_C, "gae_scan_cuda"):
-        raise DeviceError("gae: this build has no CUDA kernels; see `seedthink doctor`, or move the tensors to the CPU")
-    advantage_T, return_T = torch.empty_like(reward_T), torch.empty_like(reward_T)
-    tokens, sequences = reward_T.shape[0], cu_seqlens_B1.shape[0] - 1
-    size = _C.gae_cuda_workspace(tokens, sequences)
-    _C.gae_scan_cuda(
-        reward_T,
-        value_T,
-        cu_seqlens_B1,
-        lambda_policy_B,
-        lambda_critic_B,
-        gamma,
-        mask_T,
-        bootstrap_B,
-        advantage_T,
-        return_T,
-        torch.empty(size, dtype=torch.uint8, device=reward_T.device),
-        tokens,
-        torch.cuda.current_stream(reward_T.device).cuda_stream,
-    )
-    return advantage_T, return_T
-
-
 _gae = define(
     "gae(Tensor reward, Tensor value, Tensor cu_seqlens, Tensor lambda_policy, Tensor lambda_critic, float gamma, "
     "Tensor? mask, Tensor? bootstrap) -> (Tensor, Tensor)",
     cpu=_scan,
     fake=lambda reward, *rest: (torch.empty_like(reward), torch.empty_like(reward)),
 )
-LIBRARY.impl("gae", _scan_cuda, "CUDA")
+LIBRARY.impl("gae", cuda.gae, "CUDA")
 
 
 def _moments_cpu(advantage_T: Tensor, cu_seqlens_B1: Tensor, mask_T: Tensor | None) -> Tensor:

@@ -16,6 +16,11 @@ inline const char* name(Dtype dtype) {
   return kNames[static_cast<int>(dtype)];
 }
 
+inline int64_t size_of(Dtype dtype) {
+  static constexpr int64_t kBytes[] = {0, 4, 2, 8, 4, 8, 1, 1, 1, 1};
+  return kBytes[static_cast<int>(dtype)];
+}
+
 struct bf16 {
   uint16_t bits;
 };
@@ -29,6 +34,7 @@ struct View {
   int dims = 0;
   Dtype dtype = Dtype::none;
   bool cuda = false;
+  int device = -1;  // index of the CUDA device
 
   explicit operator bool() const { return dtype != Dtype::none; }
 

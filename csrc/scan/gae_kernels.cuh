@@ -1,16 +1,21 @@
-// Device code of GAE. A token is an affine map of the state (policy advantage, critic advantage, next value); maps compose
-// associatively, a masked token is the identity, so masks, bootstrap and both lambdas share one scan. Chunks are cut from
-// a sequence's end and every tree is fixed by the position in the sequence: no atomics, the same bits whatever the batch.
+// Device code of GAE: one pass over rewards and values.
+//
+// A token is an affine map of the state (policy advantage, critic advantage, next value); maps compose associatively, a
+// masked token is the identity, so masks, bootstrap and both lambdas share one scan. A sequence is cut into chunks from
+// its end; a block keeps its chunk in registers, learns what the chunk does to a state, leaves that for the blocks that
+// stand nearer to the sequence's start, collects what the blocks behind left, and writes. Every tree is fixed by the
+// position in the sequence, never by who came first: the same bits in every run and in every batch.
 #pragma once
 
-#include <cstdint>
+#include "common/device.cuh"
 
 namespace seedthink::cuda {
 
-constexpr int kThreads = 256, kTokens = 4;             // tokens of a thread in one tile
-constexpr int kTile = kThreads * kTokens;              // tokens of a block's step
-constexpr int kChunk = 4 * kTile;                      // tokens of a block
-constexpr int kWarps = kThreads / 32;
+constexpr int kGaeThreads = 256, kGaeWarps = kGaeThreads / 32;
+constexpr int kQuad = 4;                               // tokens of a lane that lie together: one 16-byte load
+constexpr int kStrip = 32 * kQuad;                     // tokens of a warp that lie together
+constexpr int kStrips = 4;                             // strips of a warp
+constexpr int kChunk = kGaeWarps * kStrips * kStrip;   // tokens of a block
 
 struct State {
   float policy, critic, next;
@@ -27,15 +32,16 @@ struct Problem {
   const int32_t* bounds;
   float *advantage, *returns;
   float gamma;
-  int32_t sequences;
+  int32_t sequences, tokens;
+  bool wide;  // whether every fourth token may be read as the first of a 16-byte load
 };
 
-// Chunks of sequence b are slots [first[b], first[b + 1]), the one at the sequence's end first. With a null `first` every
-// sequence is one chunk and its slot is its number.
+// Chunks of sequence b are slots first_slot(b) and following, the one at the sequence's end first. With a null `ticket`
+// every sequence is one chunk and its slot is its number.
 struct Workspace {
-  int32_t* first;
-  Map* map;      // what a chunk does to a state
-  State* state;  // behind a chunk
+  int32_t* ticket;  // zero before the launch: blocks that have started
+  int32_t* ready;   // zero before the launch: whether `map` holds the slot's map
+  Map* map;         // what a chunk does to a state
 };
 
 __device__ inline Map identity() { return {1.f, 0.f, 0.f, 1.f, 0.f, 0.f, 1.f, 0.f}; }
@@ -57,128 +63,276 @@ __device__ inline State apply(const Map& m, const State& s) {
           fmaf(m.f, s.next, m.w)};
 }
 
-__device__ inline Map from_lane_below(const Map& m, int distance) {
-  return {__shfl_up_sync(~0u, m.ap, distance), __shfl_up_sync(~0u, m.cp, distance),
-          __shfl_up_sync(~0u, m.bp, distance), __shfl_up_sync(~0u, m.ac, distance),
-          __shfl_up_sync(~0u, m.cc, distance), __shfl_up_sync(~0u, m.bc, distance),
-          __shfl_up_sync(~0u, m.f, distance),  __shfl_up_sync(~0u, m.w, distance)};
+// Inside a warp the next value of all but the first counted token is known, so a map is one affine function for each
+// lambda. What enters it is what that first token sees: decay * advantage + gamma * next.
+struct alignas(16) Pair {
+  float ap, bp, ac, bc;
+};
+
+__device__ inline Pair compose(const Pair& late, const Pair& early) {
+  return {late.ap * early.ap, fmaf(late.ap, early.bp, late.bp), late.ac * early.ac, fmaf(late.ac, early.bc, late.bc)};
+}
+
+__device__ inline Pair shuffle(const Pair& m, int lane) {
+  return {__shfl_sync(kWarp, m.ap, lane), __shfl_sync(kWarp, m.bp, lane), __shfl_sync(kWarp, m.ac, lane),
+          __shfl_sync(kWarp, m.bc, lane)};
 }
 
 // Inclusive scan over the lanes of a warp, lane 0 being the earliest.
-__device__ inline Map warp_scan(Map m) {
+__device__ inline Pair warp_scan(Pair m) {
   const int lane = threadIdx.x % 32;
+#pragma unroll
   for (int distance = 1; distance < 32; distance *= 2) {
-    const Map below = from_lane_below(m, distance);
+    const Pair below = shuffle(m, lane < distance ? lane : lane - distance);
     if (lane >= distance) m = compose(m, below);
   }
   return m;
 }
 
-// Returns what stands before this thread in the block, and the whole block's map in `total`.
-__device__ inline Map block_scan(const Map& mine, Map& total) {
-  __shared__ Map warp_map[kWarps];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const Map inclusive = warp_scan(mine);
-  const Map below = from_lane_below(inclusive, 1);
-  __syncthreads();  // the previous tile's maps have been read
-  if (lane == 31) warp_map[warp] = inclusive;
-  __syncthreads();
-  Map before = identity();
-  total = identity();
-  for (int i = 0; i < kWarps; ++i) {
-    if (i == warp) before = total;
-    total = compose(warp_map[i], total);
-  }
-  return lane == 0 ? before : compose(below, before);
-}
+// Slots before sequence b. At least as many as there are chunks before it; the few that are none stay idle, and nobody
+// has to count.
+__device__ inline int32_t first_slot(const int32_t* bounds, int32_t b) { return b + bounds[b] / kChunk; }
 
-// One block: the number of chunks before each sequence.
-__global__ void plan_chunks(const int32_t* bounds, int32_t sequences, int32_t* first) {
-  __shared__ int32_t sums[kThreads];
-  const int32_t share = (sequences + kThreads - 1) / kThreads;
-  const int32_t begin = min(sequences, static_cast<int32_t>(threadIdx.x) * share), end = min(sequences, begin + share);
-  int32_t count = 0;
-  for (int32_t b = begin; b < end; ++b) count += (bounds[b + 1] - bounds[b] + kChunk - 1) / kChunk;
-  sums[threadIdx.x] = count;
-  __syncthreads();
-  int32_t before = 0;
-  for (int i = 0; i < static_cast<int>(threadIdx.x); ++i) before += sums[i];
-  for (int32_t b = begin; b < end; ++b) {
-    first[b] = before;
-    before += (bounds[b + 1] - bounds[b] + kChunk - 1) / kChunk;
-  }
-  if (threadIdx.x == kThreads - 1) first[sequences] = before;
-}
+// Where a slot lies. No contents of `bounds` make a block touch a token outside [0, tokens) or leave its slot unannounced.
+struct Place {
+  int32_t sequence, slot, first, start, begin, stop;  // tokens [begin, stop) of a sequence that begins at start
+};
 
-__device__ inline int32_t sequence_of(const int32_t* first, int32_t sequences, int32_t slot) {
-  int32_t low = 0, high = sequences;  // first[low] <= slot < first[high]
-  while (high - low > 1) {
-    const int32_t middle = low + (high - low) / 2;
-    if (first[middle] <= slot)
-      low = middle;
-    else
-      high = middle;
+// The last sequence whose first slot is not above `slot`; a warp tries 32 candidates at a time.
+__device__ inline int32_t sequence_of(const int32_t* bounds, int32_t sequences, int32_t slot) {
+  const int32_t lane = threadIdx.x % 32;
+  int32_t low = 0;
+  for (int32_t count = sequences; count > 1;) {
+    const int32_t step = (count + 31) / 32, candidate = lane * step;
+    const bool reached = candidate < count && first_slot(bounds, low + candidate) <= slot;
+    const int32_t last = (31 - __clz(__ballot_sync(kWarp, reached || lane == 0))) * step;
+    low += last;
+    count = min(step, count - last);
   }
   return low;
 }
 
-// One block per chunk. Without `finish`: a sequence's only chunk is written out, of the others only the map is stored.
-// With `finish`: the others are written out from the state behind them.
-template <bool finish>
-__global__ void __launch_bounds__(kThreads) scan_chunks(Problem p, Workspace work) {
-  const int32_t slot = blockIdx.x;
-  int32_t b = slot, chunk = 0, chunks = 1;
-  if (work.first != nullptr) {
-    if (slot >= work.first[p.sequences]) return;
-    b = sequence_of(work.first, p.sequences, slot);
-    chunk = slot - work.first[b];
-    chunks = work.first[b + 1] - work.first[b];
-  }
-  if (finish && chunks == 1) return;
-  const int32_t end = p.bounds[b + 1] - chunk * kChunk, begin = max(p.bounds[b], end - kChunk);
-  const bool write = chunks == 1 || finish;
-  State state{0.f, 0.f, p.bootstrap != nullptr ? p.bootstrap[b] : 0.f};
-  if (finish) state = work.state[slot];
-  Map sum = identity();
-  const float decay_policy = p.gamma * p.lambda_policy[b], decay_critic = p.gamma * p.lambda_critic[b];
-  for (int32_t stop = end; stop > begin; stop -= kTile) {
-    Map token[kTokens], mine = identity(), tile;
-    float value[kTokens];
-    for (int j = 0; j < kTokens; ++j) {
-      const int32_t t = stop - 1 - (static_cast<int32_t>(threadIdx.x) * kTokens + j);
-      const bool inside = t >= begin, counts = inside && (p.mask == nullptr || p.mask[t] != 0);
-      value[j] = inside ? p.value[t] : 0.f;
-      const float gain = counts ? p.reward[t] - value[j] : 0.f;
-      token[j] = counts ? Map{decay_policy, p.gamma, gain, decay_critic, p.gamma, gain, 0.f, value[j]} : identity();
-      mine = compose(token[j], mine);
-    }
-    const Map before = block_scan(mine, tile);
-    if (write) {
-      State at = apply(before, state);
-      for (int j = 0; j < kTokens; ++j) {
-        const int32_t t = stop - 1 - (static_cast<int32_t>(threadIdx.x) * kTokens + j);
-        at = apply(token[j], at);
-        if (t < begin) continue;
-        p.advantage[t] = at.policy;
-        p.returns[t] = value[j] + at.critic;
-      }
-      state = apply(tile, state);
-    } else {
-      sum = compose(tile, sum);
-    }
-  }
-  if (!write && threadIdx.x == 0) work.map[slot] = sum;
+__device__ inline Place place_of(const Problem& p, int32_t slot, bool planned) {
+  const int32_t b = planned ? sequence_of(p.bounds, p.sequences, slot) : slot;
+  const int32_t first = planned ? max(0, first_slot(p.bounds, b)) : slot;
+  const int32_t start = max(0, p.bounds[b]), end = min(p.tokens, p.bounds[b + 1]);
+  const int64_t stop = slot >= first ? end - static_cast<int64_t>(slot - first) * kChunk : start;
+  const auto last = static_cast<int32_t>(max(stop, static_cast<int64_t>(start)));
+  return {b, slot, first, start, max(start, last - kChunk), last};
 }
 
-// One thread per sequence hands the state from chunk to chunk.
-__global__ void carry_states(Problem p, Workspace work) {
-  const int32_t b = blockIdx.x * blockDim.x + threadIdx.x;
-  if (b >= p.sequences || work.first[b + 1] - work.first[b] <= 1) return;
-  State state{0.f, 0.f, p.bootstrap != nullptr ? p.bootstrap[b] : 0.f};
-  for (int32_t slot = work.first[b]; slot < work.first[b + 1]; ++slot) {
-    work.state[slot] = state;
-    state = apply(work.map[slot], state);
+// Four tokens of a lane in the order in which they are walked, from the sequence's end on. Which of them count is a bit
+// for each, kept apart: the bits of all strips share a register.
+struct Quad {
+  float reward[kQuad], value[kQuad];
+};
+
+__device__ inline uint32_t counted_in(uint32_t counted, int strip) {
+  return (counted >> (strip * kQuad)) & ((1u << kQuad) - 1u);
+}
+
+// Tokens t, t - 1, t - 2, t - 3; below `begin` there is nothing that counts. `wide`: t + 1 is a multiple of four.
+__device__ inline uint32_t load_quad(const Problem& p, int32_t t, int32_t begin, bool wide, Quad& q) {
+  uint32_t counted = 0;
+  if (wide && t - (kQuad - 1) >= begin) {
+    const auto reward = load_pack<float, kQuad>(p.reward + t - (kQuad - 1));
+    const auto value = load_pack<float, kQuad>(p.value + t - (kQuad - 1));
+    Pack<uint8_t, kQuad> mask{{1, 1, 1, 1}};
+    if (p.mask != nullptr) mask = load_pack<uint8_t, kQuad>(p.mask + t - (kQuad - 1));
+#pragma unroll
+    for (int j = 0; j < kQuad; ++j) {
+      q.reward[j] = reward.at[kQuad - 1 - j];
+      q.value[j] = value.at[kQuad - 1 - j];
+      counted |= static_cast<uint32_t>(mask.at[kQuad - 1 - j] != 0) << j;
+    }
+    return counted;
   }
+#pragma unroll
+  for (int j = 0; j < kQuad; ++j) {
+    const bool inside = t - j >= begin;
+    q.reward[j] = inside ? p.reward[t - j] : 0.f;
+    q.value[j] = inside ? p.value[t - j] : 0.f;
+    counted |= static_cast<uint32_t>(inside && (p.mask == nullptr || p.mask[t - j] != 0)) << j;
+  }
+  return counted;
+}
+
+__device__ inline void store_quad(float* to, const float (&from)[kQuad], int32_t t, int32_t begin, bool wide) {
+  if (wide && t - (kQuad - 1) >= begin) {
+    store_pack<float, kQuad>(to + t - (kQuad - 1), {{from[3], from[2], from[1], from[0]}});
+    return;
+  }
+#pragma unroll
+  for (int j = 0; j < kQuad; ++j)
+    if (t - j >= begin) to[t - j] = from[j];
+}
+
+struct Decay {
+  float gamma, policy, critic;
+};
+
+// What a lane knows before it knows its warp's state, for each strip.
+struct Ahead {
+  Pair (*before)[kGaeThreads];  // [kStrips], in shared memory: what stands before the lane in the warp
+  float next[kStrips];          // the value that the lane's first counted token sees
+  uint32_t fresh;               // a bit for each strip: whether no token before the lane counts in the warp
+};
+
+// The lane's four tokens as one map, given the next value; the warp's first counted token passes on what enters.
+__device__ inline Pair quad_map(const Quad& q, uint32_t counted, const Decay& decay, float next, bool fresh) {
+  Pair m{1.f, 0.f, 1.f, 0.f};
+#pragma unroll
+  for (int j = 0; j < kQuad; ++j) {
+    if (((counted >> j) & 1u) == 0) continue;
+    const float gain = q.reward[j] - q.value[j];
+    if (fresh) {
+      m.bp = m.bc = gain;
+    } else {
+      const float delta = fmaf(decay.gamma, next, gain);
+      m = {decay.policy * m.ap, fmaf(decay.policy, m.bp, delta), decay.critic * m.ac, fmaf(decay.critic, m.bc, delta)};
+    }
+    fresh = false;
+    next = q.value[j];
+  }
+  return m;
+}
+
+// Scans the strips of a warp, the one nearest to the sequence's end first. Returns the map of the whole warp.
+__device__ inline Map warp_map(const Quad (&quad)[kStrips], uint32_t counted, const Decay& decay, Ahead& ahead) {
+  const int lane = threadIdx.x % 32;
+  Pair sum{1.f, 0.f, 1.f, 0.f};
+  float next = 0.f;
+  bool fresh = true;  // no strip so far had a token that counts
+#pragma unroll
+  for (int s = 0; s < kStrips; ++s) {
+    const uint32_t mine_counted = counted_in(counted, s);
+    float last = 0.f;
+#pragma unroll
+    for (int j = 0; j < kQuad; ++j) last = ((mine_counted >> j) & 1u) != 0 ? quad[s].value[j] : last;
+    const unsigned lanes = __ballot_sync(kWarp, mine_counted != 0), below = lanes & ((1u << lane) - 1u);
+    const float from_below = __shfl_sync(kWarp, last, below != 0 ? 31 - __clz(below) : 0);
+    const bool first = fresh && below == 0;
+    ahead.fresh |= static_cast<uint32_t>(first) << s;
+    ahead.next[s] = below != 0 ? from_below : next;
+    const Pair mine = warp_scan(quad_map(quad[s], mine_counted, decay, ahead.next[s], first));
+    const Pair before = shuffle(mine, lane > 0 ? lane - 1 : 0);
+    ahead.before[s][threadIdx.x] = lane > 0 ? compose(before, sum) : sum;
+    sum = compose(shuffle(mine, 31), sum);
+    const float from_top = __shfl_sync(kWarp, last, lanes != 0 ? 31 - __clz(lanes) : 0);
+    next = lanes != 0 ? from_top : next;
+    fresh = fresh && lanes == 0;
+  }
+  if (fresh) return identity();
+  return {sum.ap * decay.policy, sum.ap * decay.gamma, sum.bp, sum.ac * decay.critic, sum.ac * decay.gamma, sum.bc,
+          0.f,                   next};
+}
+
+// The state behind a lane's tokens of strip s, given the one behind the warp.
+__device__ inline State state_of_lane(const Decay& decay, const Ahead& ahead, int s, const State& behind) {
+  if (((ahead.fresh >> s) & 1u) != 0) return behind;
+  const Pair m = ahead.before[s][threadIdx.x];
+  const float enters = decay.gamma * behind.next;
+  return {fmaf(m.ap, fmaf(decay.policy, behind.policy, enters), m.bp),
+          fmaf(m.ac, fmaf(decay.critic, behind.critic, enters), m.bc), ahead.next[s]};
+}
+
+// Walks a lane's tokens from the state behind them and writes.
+__device__ inline void finish_quad(const Problem& p, const Quad& q, uint32_t counted, const Decay& decay, State at,
+                                   int32_t t, int32_t begin, bool wide) {
+  float advantage[kQuad], returns[kQuad];
+#pragma unroll
+  for (int j = 0; j < kQuad; ++j) {
+    if (((counted >> j) & 1u) != 0) {
+      const float delta = fmaf(decay.gamma, at.next, q.reward[j] - q.value[j]);
+      at = {fmaf(decay.policy, at.policy, delta), fmaf(decay.critic, at.critic, delta), q.value[j]};
+    }
+    advantage[j] = at.policy;
+    returns[j] = q.value[j] + at.critic;
+  }
+  store_quad(p.advantage, advantage, t, begin, wide);
+  store_quad(p.returns, returns, t, begin, wide);
+}
+
+__device__ inline void leave_map(const Workspace& work, int32_t slot, const Map& map) {
+  work.map[slot] = map;
+  announce(work.ready + slot);
+}
+
+__device__ inline Map load_map(const Map* map) {
+  const auto* words = reinterpret_cast<const float*>(map);
+  return {__ldcg(words), __ldcg(words + 1), __ldcg(words + 2), __ldcg(words + 3),
+          __ldcg(words + 4), __ldcg(words + 5), __ldcg(words + 6), __ldcg(words + 7)};
+}
+
+__device__ inline Map from_lane_above(const Map& m, int distance) {
+  return {__shfl_down_sync(kWarp, m.ap, distance), __shfl_down_sync(kWarp, m.cp, distance),
+          __shfl_down_sync(kWarp, m.bp, distance), __shfl_down_sync(kWarp, m.ac, distance),
+          __shfl_down_sync(kWarp, m.cc, distance), __shfl_down_sync(kWarp, m.bc, distance),
+          __shfl_down_sync(kWarp, m.f, distance),  __shfl_down_sync(kWarp, m.w, distance)};
+}
+
+// The state behind a chunk: a warp waits for the maps of all chunks between it and the sequence's end, 32 at a time, and
+// joins them in a tree over their numbers. Blocks take their slots in the order in which they start, so whoever is waited
+// for is running. Reading all of them costs less than one step of a chain from block to block.
+__device__ inline State state_behind(const Workspace& work, int32_t first, int32_t chunks, State state) {
+  const int lane = threadIdx.x % 32;
+  for (int32_t begin = 0; begin < chunks; begin += 32) {
+    Map m = identity();
+    if (begin + lane < chunks) {
+      await(work.ready + first + begin + lane);
+      m = load_map(work.map + first + begin + lane);
+    }
+    __syncwarp();
+    for (int distance = 1; distance < 32; distance *= 2) m = compose(from_lane_above(m, distance), m);
+    state = apply(m, state);  // right in lane 0, which the others' maps do not touch
+  }
+  return state;
+}
+
+// One block per chunk.
+__global__ void __launch_bounds__(kGaeThreads, 3) scan_chunks(Problem p, Workspace work) {
+  __shared__ int32_t ticket;
+  __shared__ Map maps[kGaeWarps];
+  __shared__ State entering;
+  __shared__ Pair before[kStrips][kGaeThreads];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const bool planned = work.ticket != nullptr;
+  if (planned && threadIdx.x == 0) ticket = atomicAdd(work.ticket, 1);
+  __syncthreads();
+  const Place at = place_of(p, planned ? ticket : static_cast<int32_t>(blockIdx.x), planned);
+  if (at.begin == at.stop) {  // an idle slot, or an empty sequence
+    if (planned && threadIdx.x == 0) leave_map(work, at.slot, identity());
+    return;
+  }
+  const bool wide = p.wide && at.stop % kQuad == 0;
+  const Decay decay{p.gamma, p.gamma * p.lambda_policy[at.sequence], p.gamma * p.lambda_critic[at.sequence]};
+  const int32_t t = at.stop - 1 - warp * (kStrips * kStrip) - lane * kQuad;
+  Quad quad[kStrips];
+  Ahead ahead{before, {}, 0};
+  uint32_t counted = 0;
+#pragma unroll
+  for (int s = 0; s < kStrips; ++s)
+    counted |= load_quad(p, t - s * kStrip, at.begin, wide, quad[s]) << (s * kQuad);
+  const Map mine = warp_map(quad, counted, decay, ahead);
+  if (lane == 0) maps[warp] = mine;
+  __syncthreads();
+  if (warp == 0) {
+    if (planned && lane == 0) {
+      Map all = maps[0];
+      for (int i = 1; i < kGaeWarps; ++i) all = compose(maps[i], all);
+      leave_map(work, at.slot, all);
+    }
+    const State end{0.f, 0.f, p.bootstrap != nullptr ? p.bootstrap[at.sequence] : 0.f};
+    const State state = state_behind(work, at.first, at.slot - at.first, end);
+    if (lane == 0) entering = state;
+  }
+  __syncthreads();
+  State behind = entering;
+  for (int i = 0; i < warp; ++i) behind = apply(maps[i], behind);
+#pragma unroll
+  for (int s = 0; s < kStrips; ++s)
+    finish_quad(p, quad[s], counted_in(counted, s), decay, state_of_lane(decay, ahead, s, behind), t - s * kStrip,
+                at.begin, wide);
 }
 
 }  // namespace seedthink::cuda

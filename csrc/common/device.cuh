@@ -1,0 +1,77 @@
+// The vocabulary of the CUDA kernels: wide loads, bfloat16, warp reductions by a fixed tree, blocks that wait for blocks.
+// tests/kernels/cuda_on_cpu.h gives the CUDA names used here a meaning on the CPU, so everything but the few lines of
+// inline assembly is tested without a device.
+#pragma once
+
+#include <cstdint>
+
+#include "common/view.h"
+
+namespace seedthink::cuda {
+
+constexpr unsigned kWarp = ~0u;  // every lane takes part
+
+// N values that move as one load or store of their size; the address must be a multiple of it.
+template <typename T, int N>
+struct alignas(sizeof(T) * N) Pack {
+  T at[N];
+};
+
+template <typename T, int N>
+__device__ inline Pack<T, N> load_pack(const T* p) {
+  return *reinterpret_cast<const Pack<T, N>*>(p);
+}
+template <typename T, int N>
+__device__ inline void store_pack(T* p, const Pack<T, N>& pack) {
+  *reinterpret_cast<Pack<T, N>*>(p) = pack;
+}
+
+__device__ inline float widen(float x) { return x; }
+__device__ inline float widen(bf16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
+
+// To nearest even; NaN stays NaN.
+template <typename T>
+__device__ inline T narrow(float x);
+template <>
+__device__ inline float narrow<float>(float x) {
+  return x;
+}
+template <>
+__device__ inline bf16 narrow<bf16>(float x) {
+#ifdef __CUDA_ARCH__
+  bf16 y;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+  return y;
+#else
+  const uint32_t u = __float_as_uint(x);
+  if ((u & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((u >> 16) | 0x40u)};
+  return {static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16)};
+#endif
+}
+
+// Reductions over groups of `lanes` neighbours (a power of two), by a butterfly: every lane gets the same bits.
+template <int lanes = 32>
+__device__ inline float warp_sum(float x) {
+#pragma unroll
+  for (int d = lanes / 2; d > 0; d /= 2) x += __shfl_xor_sync(kWarp, x, d);
+  return x;
+}
+template <int lanes = 32>
+__device__ inline float warp_max(float x) {
+#pragma unroll
+  for (int d = lanes / 2; d > 0; d /= 2) x = fmaxf(x, __shfl_xor_sync(kWarp, x, d));
+  return x;
+}
+
+// What one block leaves for others of the same launch: written by one thread, then announced.
+__device__ inline void announce(int32_t* flag) {
+  __threadfence();
+  *const_cast<volatile int32_t*>(flag) = 1;
+}
+__device__ inline void await(const int32_t* flag) {
+  while (*const_cast<const volatile int32_t*>(flag) == 0) {
+  }
+  __threadfence();
+}
+
+}  // namespace seedthink::cuda

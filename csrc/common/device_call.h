@@ -1,0 +1,62 @@
+// Host side that every CUDA operation shares: is there a driver, do the tensors lie on one device, did the launch go out.
+// Nothing here synchronises or allocates, so every call can be captured in a graph.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "common/view.h"
+
+namespace seedthink::cuda {
+
+inline void require(cudaError_t status, const char* operation, const char* what) {
+  if (status != cudaSuccess)
+    throw std::runtime_error(std::string(operation) + " on CUDA: " + what + ": " + cudaGetErrorString(status));
+}
+
+// One call: checks tensors, makes their device the current one while it lives, and reports a failed launch.
+class DeviceCall {
+ public:
+  DeviceCall(const char* operation, const View& first, int64_t stream)
+      : stream(reinterpret_cast<cudaStream_t>(stream)), operation_(operation), device_(first.device) {
+    int count = 0;
+    require(cudaGetDeviceCount(&count), operation, "no usable CUDA driver (check nvidia-smi)");
+    if (count == 0) throw std::runtime_error(std::string(operation) + " on CUDA: no device (check nvidia-smi)");
+    ST_CHECK(first.cuda, operation, ": expected CUDA tensors");
+    require(cudaGetDevice(&before_), operation, "no current device");
+    if (before_ != device_) require(cudaSetDevice(device_), operation, "cannot select the tensors' device");
+  }
+  ~DeviceCall() {
+    if (before_ != device_) cudaSetDevice(before_);
+  }
+  DeviceCall(const DeviceCall&) = delete;
+  DeviceCall& operator=(const DeviceCall&) = delete;
+
+  // View::check for a tensor on this call's device.
+  void check(const View& view, const char* what, Dtype dtype, std::initializer_list<int64_t> sizes) const {
+    ST_CHECK(view.cuda, what, ": expected a CUDA tensor");
+    ST_CHECK(view.device == device_, what, ": lies on device ", view.device, ", the first tensor on ", device_);
+    View same = view;
+    same.cuda = false;
+    same.check(what, dtype, sizes);
+  }
+  void launched() const { require(cudaGetLastError(), operation_, "launch failed"); }
+
+  const cudaStream_t stream;
+
+ private:
+  const char* operation_;
+  int device_, before_ = 0;
+};
+
+inline int64_t padded(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+inline unsigned blocks_for(int64_t count, int64_t each) { return static_cast<unsigned>((count + each - 1) / each); }
+
+// Whether rows of `bytes` bytes from `pointer` on can be read in steps of `step` bytes.
+inline bool aligned(const View& view, int64_t bytes, int64_t step) {
+  return bytes % step == 0 && reinterpret_cast<uintptr_t>(view.pointer) % static_cast<uintptr_t>(step) == 0;
+}
+
+}  // namespace seedthink::cuda

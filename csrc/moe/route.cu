@@ -1,0 +1,106 @@
+// Host side of routing on CUDA: checks and launches.
+#include <cmath>
+
+#include "common/device_call.h"
+#include "moe/route_cuda.h"
+#include "moe/route_kernels.cuh"
+
+namespace seedthink {
+namespace {
+
+constexpr int64_t kMostChoices = 32, kMostGroups = 32;
+
+void check_rule(int64_t T, int64_t E, int64_t K, double scale) {
+  ST_CHECK(K >= 1 && K <= E, "k: ", K, " is not between 1 and the number of experts, ", E);
+  ST_CHECK(K <= kMostChoices, "k: ", K, " is more than the ", kMostChoices, " that CUDA routing takes");
+  ST_CHECK(E <= cuda::kMostExperts, "logits: ", E, " experts are more than the ", cuda::kMostExperts,
+           " that CUDA routing takes");
+  ST_CHECK(T <= INT64_C(65535) * cuda::kRanges && T * K < INT32_MAX, "logits: ", T, " tokens times k = ", K,
+           " are more rows than CUDA routing counts");
+  ST_CHECK(std::isfinite(scale) && scale > 0., "scale: ", scale, " is not finite and above 0");
+}
+
+void check_groups(int64_t E, int64_t K, int64_t groups, int64_t kept) {
+  ST_CHECK(groups >= 1 && E % groups == 0, "groups: ", groups, " does not divide the number of experts, ", E);
+  ST_CHECK(groups <= kMostGroups, "groups: ", groups, " is more than the ", kMostGroups, " that CUDA routing takes");
+  ST_CHECK(kept >= 1 && kept <= groups, "topk_groups: ", kept, " is not between 1 and the number of groups, ", groups);
+  ST_CHECK(K <= E / groups * kept, "k: ", K, " is more than the ", E / groups * kept, " experts of topk_groups = ", kept);
+}
+
+// Calls launch(pointer to the logits' type, std::integral_constant of a lane's experts).
+template <typename Launch>
+void with_row(const View& logits, const Launch& launch) {
+  const auto sized = [&](auto* p) {
+    if (logits.size[1] <= 128) return launch(p, std::integral_constant<int, 4>{});
+    if (logits.size[1] <= 256) return launch(p, std::integral_constant<int, 8>{});
+    launch(p, std::integral_constant<int, 16>{});
+  };
+  if (logits.dtype == Dtype::bf16) return sized(logits.as<bf16>());
+  ST_CHECK(logits.dtype == Dtype::f32, "logits: expected dtype float32 or bfloat16, got ", name(logits.dtype));
+  sized(logits.as<float>());
+}
+
+}  // namespace
+
+int64_t route_cuda_workspace(int64_t E) { return E * cuda::kRanges * static_cast<int64_t>(sizeof(uint16_t)); }
+
+void route_forward_cuda(const View& logits_TE, const View& bias_E, bool sigmoid, bool norm_topk, double scale,
+                        int64_t groups, int64_t topk_groups, const View& ids_TK, const View& weight_TK,
+                        const View& counts_E, const View& offsets_E1, const View& row_TK, const View& token_R,
+                        const View& workspace, int64_t stream) {
+  const cuda::DeviceCall call("route", logits_TE, stream);
+  call.check(logits_TE, "logits", logits_TE.dtype, {-1, -1});
+  call.check(ids_TK, "ids", Dtype::i32, {logits_TE.size[0], -1});
+  const int64_t T = logits_TE.size[0], E = logits_TE.size[1], K = ids_TK.size[1];
+  check_rule(T, E, K, scale);
+  check_groups(E, K, groups, topk_groups);
+  if (bias_E) call.check(bias_E, "bias", Dtype::f32, {E});
+  call.check(weight_TK, "weight", Dtype::f32, {T, K});
+  call.check(counts_E, "counts", Dtype::i32, {E});
+  call.check(offsets_E1, "offsets", Dtype::i32, {E + 1});
+  call.check(row_TK, "row", Dtype::i32, {T, K});
+  call.check(token_R, "token", Dtype::i32, {T * K});
+  call.check(workspace, "workspace", Dtype::u8, {-1});
+  ST_CHECK(workspace.size[0] >= route_cuda_workspace(E) && reinterpret_cast<uintptr_t>(workspace.pointer) % 8 == 0,
+           "workspace: needs ", route_cuda_workspace(E), " bytes at a multiple of 8");
+  // A token for each warp of a block; with more tokens than that makes ranges, longer ranges.
+  const int64_t range = std::max<int64_t>(cuda::kRouteWarps, (T + cuda::kRanges - 1) / cuda::kRanges);
+  const unsigned ranges = cuda::blocks_for(T, range);
+  const cuda::Rule rule{static_cast<int32_t>(T), static_cast<int32_t>(E), static_cast<int32_t>(K), sigmoid, norm_topk,
+                        static_cast<float>(scale), bias_E.as<float>(), static_cast<int32_t>(groups),
+                        static_cast<int32_t>(topk_groups), static_cast<int32_t>(ranges), static_cast<int32_t>(range)};
+  const cuda::RouteOutput out{ids_TK.as<int32_t>(), weight_TK.as<float>(), workspace.as<uint16_t>()};
+  with_row(logits_TE, [&](auto* logits, auto each) {
+    using X = std::remove_pointer_t<decltype(logits)>;
+    if (ranges > 0)
+      cuda::choose_experts<X, decltype(each)::value><<<ranges, cuda::kRouteThreads, 0, call.stream>>>(rule, logits, out);
+  });
+  cuda::place_rows<<<std::max(1u, ranges), cuda::kRouteThreads, 0, call.stream>>>(
+      rule, out.ids, out.count,
+      {counts_E.as<int32_t>(), offsets_E1.as<int32_t>(), row_TK.as<int32_t>(), token_R.as<int32_t>()});
+  call.launched();
+}
+
+void route_backward_cuda(const View& dweight_TK, const View& logits_TE, const View& ids_TK, const View& weight_TK,
+                         bool sigmoid, bool norm_topk, double scale, const View& dlogits_TE, int64_t stream) {
+  const cuda::DeviceCall call("route", logits_TE, stream);
+  call.check(logits_TE, "logits", logits_TE.dtype, {-1, -1});
+  call.check(ids_TK, "ids", Dtype::i32, {logits_TE.size[0], -1});
+  const int64_t T = logits_TE.size[0], E = logits_TE.size[1], K = ids_TK.size[1];
+  check_rule(T, E, K, scale);
+  call.check(dweight_TK, "dweight", Dtype::f32, {T, K});
+  call.check(weight_TK, "weight", Dtype::f32, {T, K});
+  call.check(dlogits_TE, "dlogits", logits_TE.dtype, {T, E});
+  if (T == 0) return;
+  const cuda::Rule rule{static_cast<int32_t>(T), static_cast<int32_t>(E), static_cast<int32_t>(K), sigmoid, norm_topk,
+                        static_cast<float>(scale), nullptr, 1, 1, 1, 1};
+  with_row(logits_TE, [&](auto* logits, auto each) {
+    using X = std::remove_pointer_t<decltype(logits)>;
+    cuda::route_gradient<X, decltype(each)::value>
+        <<<cuda::blocks_for(T, cuda::kBackwardThreads / 32), cuda::kBackwardThreads, 0, call.stream>>>(
+            rule, dweight_TK.as<float>(), logits, ids_TK.as<int32_t>(), weight_TK.as<float>(), dlogits_TE.as<X>());
+  });
+  call.launched();
+}
+
+}  // namespace seedthink

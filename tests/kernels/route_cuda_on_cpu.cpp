@@ -1,0 +1,215 @@
+// The device code of csrc/moe/route_kernels.cuh against a plain sort of float64 scores. Ends with an error at the first
+// difference; prints the largest errors of the weights and of the gradient.
+#include "cuda_on_cpu.h"
+
+#include "moe/route_kernels.cuh"
+
+using namespace seedthink;
+using namespace seedthink::cuda;
+using on_cpu::expect;
+
+struct Case {
+  int T, E, K;
+  bool sigmoid = false, norm = true, biased = false;
+  int groups = 1, kept = 1;
+  float scale = 1.f;
+  bool tied = false;
+  int range = 32;
+};
+
+template <typename X>
+struct Routed {
+  Case c;
+  std::vector<X> logits;
+  std::vector<float> bias, weight;
+  std::vector<int> ids, counts, offsets, row, token;
+  Rule rule;
+
+  explicit Routed(const Case& c) : c(c), logits(c.T * c.E), bias(c.E), weight(c.T * c.K), ids(c.T * c.K), counts(c.E),
+                                   offsets(c.E + 1), row(c.T * c.K), token(c.T * c.K) {
+    std::mt19937 random(11);
+    std::normal_distribution<float> normal;
+    for (X& x : logits) x = narrow<X>(c.tied ? std::floor(normal(random)) : normal(random));
+    for (float& b : bias) b = 0.1f * normal(random);
+    const int ranges = (c.T + c.range - 1) / c.range;
+    rule = {c.T, c.E, c.K, c.sigmoid, c.norm, c.scale, c.biased ? bias.data() : nullptr, c.groups, c.kept, ranges, c.range};
+  }
+
+  template <int P>
+  void run() {
+    std::vector<uint16_t> count(c.E * kRanges + 4, 0xffff);
+    const RouteOutput out{ids.data(), weight.data(), count.data()};
+    const Places places{counts.data(), offsets.data(), row.data(), token.data()};
+    on_cpu::launch(rule.ranges, kRouteThreads, [&] { choose_experts<X, P>(rule, logits.data(), out); });
+    on_cpu::launch(max(1, rule.ranges), kRouteThreads, [&] { place_rows(rule, ids.data(), count.data(), places); });
+  }
+
+  double logit(int t, int e) const { return widen(logits[t * c.E + e]); }
+  std::vector<double> scores(int t) const {
+    std::vector<double> s(c.E);
+    double sum = 0;
+    for (int e = 0; e < c.E; ++e) sum += s[e] = c.sigmoid ? 1 / (1 + std::exp(-logit(t, e))) : std::exp(logit(t, e));
+    for (double& x : s) x /= c.sigmoid ? 1 : sum;
+    return s;
+  }
+
+  // The k largest of `key`, of equals the first; empty where the choice hangs on the last bits of float32.
+  static std::vector<int> largest(const std::vector<double>& key, int k, bool exact) {
+    std::vector<int> order(key.size());
+    for (size_t i = 0; i < key.size(); ++i) order[i] = static_cast<int>(i);
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return key[a] > key[b]; });
+    if (!exact && k < static_cast<int>(key.size()) && key[order[k - 1]] - key[order[k]] < 1e-6) return {};
+    order.resize(k);
+    std::sort(order.begin(), order.end());
+    return order;
+  }
+
+  std::vector<int> wanted(int t) const {
+    std::vector<double> key(c.E), s = scores(t);
+    const bool by_score = c.biased || c.groups > 1;
+    for (int e = 0; e < c.E; ++e) key[e] = by_score ? s[e] + (c.biased ? bias[e] : 0) : logit(t, e);
+    if (c.groups == 1) return largest(key, c.K, !by_score);
+    const int size = c.E / c.groups;
+    std::vector<double> group(c.groups);
+    for (int g = 0; g < c.groups; ++g) {
+      std::vector<double> in(key.begin() + g * size, key.begin() + (g + 1) * size);
+      std::sort(in.rbegin(), in.rend());
+      group[g] = in[0] + (size > 1 ? in[1] : 0);
+    }
+    const std::vector<int> kept = largest(group, c.kept, false);
+    if (kept.empty()) return {};
+    for (int e = 0; e < c.E; ++e)
+      if (!std::binary_search(kept.begin(), kept.end(), e / size)) key[e] = -1e9;
+    return largest(key, c.K, false);
+  }
+
+  double check_weights() const {
+    double worst = 0;
+    int skipped = 0;
+    for (int t = 0; t < c.T; ++t) {
+      const std::vector<int> want = wanted(t);
+      if (want.empty()) {
+        ++skipped;
+        continue;
+      }
+      expect(std::equal(want.begin(), want.end(), ids.begin() + t * c.K), "the largest are chosen, ascending");
+      const std::vector<double> s = scores(t);
+      double sum = 0;
+      for (const int e : want) sum += s[e];
+      for (int k = 0; k < c.K; ++k)
+        worst = on_cpu::worst(worst, std::fabs(s[want[k]] / (c.norm ? sum : 1) * c.scale - weight[t * c.K + k]));
+    }
+    expect(skipped * 20 <= c.T, "few choices hang on the last bits");
+    return worst;
+  }
+
+  void check_places() const {
+    std::vector<int> count(c.E);
+    for (const int e : ids) ++count[e];
+    int first = 0;
+    for (int e = 0; e < c.E; ++e) {
+      expect(counts[e] == count[e] && offsets[e] == first, "counts and offsets are those of the choice");
+      first += count[e];
+    }
+    expect(offsets[c.E] == c.T * c.K, "the last offset is the number of rows");
+    std::vector<int> next(offsets.begin(), offsets.end() - 1);
+    for (int i = 0; i < c.T * c.K; ++i) {
+      expect(row[i] == next[ids[i]]++, "rows stand expert by expert, in token order");
+      expect(token[row[i]] == i / c.K, "a row knows its token");
+    }
+  }
+
+  // Against central differences of the weights' float64 formula, for the experts that were chosen.
+  template <int P>
+  double check_gradient() const {
+    std::vector<float> dweight(c.T * c.K);
+    std::vector<X> dlogits(c.T * c.E, narrow<X>(NAN));
+    for (size_t i = 0; i < dweight.size(); ++i) dweight[i] = static_cast<float>(static_cast<int>(i * 7 % 5) - 2);
+    on_cpu::launch((c.T + 7) / 8, kBackwardThreads, [&] {
+      route_gradient<X, P>(rule, dweight.data(), logits.data(), ids.data(), weight.data(), dlogits.data());
+    });
+    double worst = 0;
+    for (int t = 0; t < min(c.T, 3); ++t)
+      for (int e = 0; e < c.E; ++e) {
+        Routed moved = *this;
+        double side[2];
+        for (const int sign : {1, -1}) {
+          std::vector<double> s(c.E);
+          double all = 0, sum = 0, loss = 0;
+          for (int i = 0; i < c.E; ++i) {
+            const double x = logit(t, i) + (i == e ? sign * 1e-4 : 0);
+            all += s[i] = c.sigmoid ? 1 / (1 + std::exp(-x)) : std::exp(x);
+          }
+          for (double& x : s) x /= c.sigmoid ? 1 : all;
+          for (int k = 0; k < c.K; ++k) sum += s[ids[t * c.K + k]];
+          for (int k = 0; k < c.K; ++k)
+            loss += dweight[t * c.K + k] * s[ids[t * c.K + k]] / (c.norm ? sum : 1) * c.scale;
+          side[sign < 0] = loss;
+        }
+        worst = on_cpu::worst(worst, std::fabs((side[0] - side[1]) / 2e-4 - widen(dlogits[t * c.E + e])));
+      }
+    return worst;
+  }
+};
+
+template <typename X, int P>
+void run(const Case& c) {
+  Routed<X> routed(c);
+  routed.template run<P>();
+  routed.check_places();
+  std::printf("%g\n", routed.check_weights());
+  std::printf("%g\n", routed.template check_gradient<P>());
+}
+
+void bad_rows() {
+  Routed<float> routed({4, 40, 3});
+  routed.logits[40 + 7] = NAN;
+  routed.logits[80 + 39] = INFINITY;
+  std::fill_n(routed.logits.begin() + 120, 40, -INFINITY);
+  routed.run<4>();
+  for (int t = 1; t < 4; ++t)
+    for (int k = 0; k < 3; ++k)
+      expect(routed.ids[3 * t + k] == k && std::isnan(routed.weight[3 * t + k]), "a row without scores has NaN weights");
+  expect(std::isfinite(routed.weight[0]), "the other rows do not see it");
+  routed.check_places();
+}
+
+void same_bits_in_any_batch() {
+  const Case c{70, 64, 4, true, true, true, 8, 3, 2.5f};
+  Routed<float> many(c);
+  many.run<4>();
+  for (const int t : {0, 33, 69}) {
+    Case alone = c;
+    alone.T = 1;
+    Routed<float> one(alone);
+    one.bias = many.bias;
+    std::copy_n(many.logits.begin() + t * 64, 64, one.logits.begin());
+    one.run<4>();
+    expect(std::equal(one.weight.begin(), one.weight.end(), many.weight.begin() + 4 * t), "a token has its bits alone");
+  }
+}
+
+int main() {
+  for (const float x : {0.f, -1.f, 1.f, 88.f, -87.f, 0.3f, -50.f}) {
+    const double want = std::exp(static_cast<double>(x));
+    expect(std::fabs(exp_unfused(x) - want) < 4e-7 * want, "exp is exp");
+  }
+  expect(exp_unfused(-100.f) == 0.f && std::isinf(exp_unfused(100.f)) && std::isnan(exp_unfused(NAN)), "exp has its ends");
+  expect(key_of(-0.f) == key_of(0.f) && key_of(-INFINITY) > 0 && key_of(-1.f) < key_of(-0.5f) && value_of(key_of(-2.f)) == -2.f,
+         "keys order like floats");
+  run<float, 4>({70, 128, 8});
+  run<float, 4>({40, 33, 3, false, false, false, 1, 1, 2.f});
+  run<float, 4>({40, 8, 2, false, true, false, 1, 1, 1.f, true});
+  run<float, 8>({40, 256, 8, true, true, true, 8, 4, 2.5f});
+  run<float, 4>({40, 60, 6, false, true, true, 5, 2});
+  run<float, 4>({9, 6, 2, true, false, false, 6, 3});
+  run<float, 16>({5, 512, 32});
+  run<seedthink::bf16, 4>({40, 128, 8});
+  run<float, 4>({300, 4, 2, false, true, false, 1, 1, 1.f, true, 290});
+  run<float, 4>({3, 1, 1});
+  Routed<float> none({0, 5, 2});
+  none.run<4>();
+  none.check_places();
+  bad_rows();
+  same_bits_in_any_batch();
+}

@@ -1,0 +1,129 @@
+"""The CUDA kernels without a device: compiled for it, run on the CPU, refused clearly; with one, against the CPU."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from seedthink import _C
+from seedthink.errors import DeviceError
+from seedthink.kernels import cuda
+from seedthink.kernels.gae import gae
+
+ROOT = Path(__file__).parents[2]
+ARCHITECTURES = ("80", "90a")
+# Device code that runs on the CPU, and by how much its numbers may differ from float64 (bfloat16's are rounded).
+PROGRAMS = {"gae": 5e-5, "route": 2e-3, "permute": 0.0, "fp8": 0.0}
+
+NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+built = pytest.mark.skipif(not hasattr(_C, "gae_scan_cuda"), reason="built without nvcc")
+no_device = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
+on_device = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to compile the device code for the CPU")
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_device_code_is_right_when_it_runs_on_the_cpu(name: str, tmp_path: Path) -> None:
+    program, folder = tmp_path / name, ROOT / "tests" / "kernels"
+    paths = [f"-I{ROOT / 'csrc'}", f"-I{folder}"]
+    source = folder / f"{name}_cuda_on_cpu.cpp"
+    subprocess.run(["g++", "-O1", "-std=c++17", "-w", *paths, str(source), "-o", str(program)], check=True, timeout=200)
+    result = subprocess.run([program], capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stdout  # the sentence that does not hold
+    # false for NaN, too: a number that was never written
+    assert all(float(error) <= PROGRAMS[name] for error in result.stdout.split())
+
+
+def resources(report: str) -> dict[str, tuple[int, int, int]]:
+    """From what `ptxas -v` prints: kernel and architecture -> registers, bytes of stack, bytes of spills."""
+    found, kernel, stack, spills = {}, "", 0, 0
+    for line in report.splitlines():
+        if entry := re.search(r"Compiling entry function '(\S+)' for '(\S+)'", line):
+            kernel = f"{entry[1]} {entry[2]}"
+        elif frame := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
+            stack, spills = int(frame[1]), int(frame[2]) + int(frame[3])
+        elif used := re.search(r"Used (\d+) registers", line):
+            found[kernel] = int(used[1]), stack, spills
+    return found
+
+
+@pytest.mark.skipif(NVCC is None, reason="needs nvcc")
+@pytest.mark.parametrize("source", sorted((ROOT / "csrc").rglob("*.cu")), ids=lambda path: path.stem)
+def test_every_kernel_compiles_for_both_architectures_without_spills(source: Path, tmp_path: Path) -> None:
+    codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
+    options = ["-std=c++17", "--expt-relaxed-constexpr", "-Xptxas", "-v", f"-I{ROOT / 'csrc'}"]
+    command = [str(NVCC), "-fatbin", *options, *codes, str(source), "-o", str(tmp_path / "out")]
+    report = subprocess.run(command, check=True, capture_output=True, text=True, timeout=280).stderr
+    kernels = resources(report)
+    assert {kernel.split(" ")[1] for kernel in kernels} == {f"sm_{arch}" for arch in ARCHITECTURES}
+    for kernel, (registers, stack, spills) in sorted(kernels.items()):
+        print(f"{registers:4} registers  {kernel}")
+        assert (stack, spills) == (0, 0), kernel
+
+
+def test_the_report_of_a_spill_is_read() -> None:
+    report = (
+        "ptxas info    : Compiling entry function '_Z1kPf' for 'sm_80'\n"
+        "ptxas info    : Function properties for _Z1kPf\n"
+        "    8 bytes stack frame, 16 bytes spill stores, 24 bytes spill loads\n"
+        "ptxas info    : Used 255 registers, used 0 barriers, 360 bytes cmem[0]\n"
+    )
+    assert resources(report) == {"_Z1kPf sm_80": (255, 8, 40)}
+
+
+@built
+@no_device
+def test_without_a_driver_every_kernel_says_so() -> None:
+    x, ids, workspace = torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int32), torch.zeros(4096, dtype=torch.uint8)
+    one, bounds, codes = torch.ones(1), torch.tensor([0, 1], dtype=torch.int32), x.to(torch.float8_e4m3fn)
+    calls = {
+        "gae_scan_cuda": (one, one, bounds, one, one, 1.0, None, None, one, one, workspace, 1),
+        "route_forward_cuda": (x, None, False, True, 1.0, 1, 1, ids, x, ids[0], bounds, ids, ids[0], workspace),
+        "route_backward_cuda": (x, x, ids, x, False, True, 1.0, x),
+        "permute_forward_cuda": (x, ids, x),
+        "permute_backward_cuda": (x, ids, x),
+        "unpermute_forward_cuda": (x, x, ids, x),
+        "unpermute_backward_cuda": (x, x, x, ids, x, x),
+        "fp8_quantize_cuda": (x, None, None, 1, 128, False, 1.0, 0.0, 1.0, codes, x, None),
+        "fp8_permute_cuda": (x, ids, False, codes, x),
+        "fp8_rms_norm_cuda": (x, one, 1e-6, False, codes, x, None),
+    }
+    assert set(calls) == {name for name in dir(_C) if name.endswith("_cuda")}
+    for name, arguments in calls.items():
+        with pytest.raises(RuntimeError, match=r"on CUDA: .*nvidia-smi"):
+            getattr(_C, name)(*arguments, 0)
+
+
+@pytest.mark.skipif(hasattr(_C, "gae_scan_cuda"), reason="built with nvcc")
+def test_a_build_without_nvcc_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DeviceError, match="seedthink doctor"):
+        cuda.permute(torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32))
+
+
+@on_device
+def test_gae_on_the_device_agrees_with_the_cpu() -> None:
+    lengths = [1, 0, 700, 5000, 20000]
+    total = sum(lengths)
+    bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
+    inputs = [torch.randn(total), torch.randn(total), bounds, torch.full((5,), 0.95), torch.ones(5)]
+    mask = torch.rand(total) > 0.3
+    want = gae(*inputs, 0.99, mask)
+    moved = [gae(*(x.cuda() for x in inputs), 0.99, mask.cuda()) for _ in range(3)]
+    for mine, theirs, again in zip(moved[0], want, moved[1], strict=True):
+        torch.testing.assert_close(mine.cpu(), theirs, rtol=1e-4, atol=1e-4)
+        assert torch.equal(mine, again)
+
+
+@on_device
+def test_permute_and_back_on_the_device_is_the_sum_of_the_weights() -> None:
+    x, logits = torch.randn(100, 64, device="cuda"), torch.randn(100, 16, device="cuda")
+    weight, _, counts, _, row, token = cuda.route(logits, 4, "softmax", True, 1.0, None, 1, 1)
+    assert int(counts.sum()) == 400
+    rows = cuda.permute(x, row, token)
+    assert torch.equal(rows, x[token.long()])
+    torch.testing.assert_close(cuda.unpermute(rows, weight, row, token), x)
