@@ -16,7 +16,7 @@ import torch
 from offline import launching_nothing, meta
 from torch import Tensor
 
-from seedthink.kernels import activation, attention, linear, logprob, moe, norm, rope  # noqa: F401 (register operators)
+from seedthink.kernels import activation, attention, experts, linear, logprob, norm, rope  # noqa: F401 (register operators)
 from seedthink.kernels.triton import (
     attention as attention_kernels,
 )
