@@ -12,8 +12,9 @@ namespace seedthink::ST_ISA {
 constexpr float kLowest = -__builtin_inff();
 constexpr int kBest = 8;  // values kept in order
 
-// Bit i: lane i of a is greater than (equal to) lane i of b.
+// Bit i: lane i is true; lane i of a is greater than, or equal to, lane i of b.
 #if defined(__AVX512F__)
+inline uint64_t bits(vi truth) { return _mm512_movepi32_mask((__m512i)truth); }
 inline uint64_t greater(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ); }
 inline uint64_t equal(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ); }
 #else
@@ -72,21 +73,23 @@ inline Best read_best(const float* key, int64_t n) {
   return x;
 }
 
-inline Best shuffle(const Best& x, vi lanes) {
-  Best y;
+// The lists of each two lanes DISTANCE apart become the best of both.
+template <int DISTANCE>
+inline void merge_lanes(Best& x) {
+  Best other;
 #pragma GCC unroll 8
-  for (int c = 0; c < kBest; ++c) y.v[c] = __builtin_shuffle(x.v[c], lanes);
-  return y;
+  for (int c = 0; c < kBest; ++c) other.v[c] = swap_lanes<DISTANCE>(x.v[c]);
+  merge(x, other);
 }
 
 // The eight largest of n values, descending; fewer than eight are followed by the lowest value.
 inline void best_of(const float* key, int64_t n, float (&found)[kBest]) {
   Best best = read_best(key, n);
   for (int64_t at = kBest * kLanes; at < n; at += kBest * kLanes) merge(best, read_best(key + at, n - at));
-  merge(best, shuffle(best, kSwap8));
-  merge(best, shuffle(best, kSwap4));
-  merge(best, shuffle(best, kSwap2));
-  merge(best, shuffle(best, kSwap1));
+  merge_lanes<8>(best);
+  merge_lanes<4>(best);
+  merge_lanes<2>(best);
+  merge_lanes<1>(best);
 #pragma GCC unroll 8
   for (int c = 0; c < kBest; ++c) found[c] = best.v[c][0];
 }
@@ -111,8 +114,23 @@ inline float kth_largest(const float* key, int64_t n, int64_t k) {
   }
 }
 
+inline int32_t* write_bits(uint64_t set, int64_t first, int32_t* to) {
+  for (; set != 0; set &= set - 1) *to++ = static_cast<int32_t>(first + __builtin_ctzll(set));
+  return to;
+}
+
+// The choice among at most 16: an index is chosen if fewer than k others stand before it.
+inline void choose_few(const float* key, int64_t n, int64_t k, int32_t* chosen) {
+  constexpr vi kLane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const vf x = load_or_lowest(key, n);
+  vi before = {};  // counted downwards: true is -1
+  for (int32_t i = 0; i < n; ++i) before += (splat(key[i]) > x) | ((splat(key[i]) == x) & (kLane > i));
+  write_bits(bits(before > static_cast<int32_t>(-k)) & ((uint64_t{1} << n) - 1), 0, chosen);
+}
+
 // Writes the indices of the k largest of n values (n >= k >= 1, no NaN), ascending.
 inline void choose(const float* key, int64_t n, int64_t k, int32_t* chosen) {
+  if (n <= kLanes) return choose_few(key, n, k, chosen);
   const vf kth = splat(kth_largest(key, n, k));
   const int64_t words = (n + 63) / 64;
   uint64_t *above = scratch<uint64_t>(3, 2 * words), *level = above + words;
@@ -128,7 +146,7 @@ inline void choose(const float* key, int64_t n, int64_t k, int32_t* chosen) {
   for (int64_t w = 0; w < words; ++w) {
     uint64_t take = above[w];
     for (uint64_t tied = level[w]; tied != 0 && missing > 0; tied &= tied - 1, --missing) take |= tied & -tied;
-    for (; take != 0; take &= take - 1) *chosen++ = static_cast<int32_t>(64 * w + __builtin_ctzll(take));
+    chosen = write_bits(take, 64 * w, chosen);
   }
 }
 

@@ -69,12 +69,14 @@ float two_best(const float* key, int64_t n) {
     second = max(second, min(first, x));
     first = max(first, x);
   });
-  const auto fold = [&](vi lanes) {
-    const vf other = __builtin_shuffle(first, lanes);
-    second = max(min(first, other), max(second, __builtin_shuffle(second, lanes)));
+  const auto fold = [&](vf other, vf next) {
+    second = max(min(first, other), max(second, next));
     first = max(first, other);
   };
-  fold(kSwap8), fold(kSwap4), fold(kSwap2), fold(kSwap1);
+  fold(swap_lanes<8>(first), swap_lanes<8>(second));
+  fold(swap_lanes<4>(first), swap_lanes<4>(second));
+  fold(swap_lanes<2>(first), swap_lanes<2>(second));
+  fold(swap_lanes<1>(first), swap_lanes<1>(second));
   return n > 1 ? first[0] + second[0] : first[0];
 }
 
