@@ -85,22 +85,26 @@ inline float fma(float a, float b, float c) {
 #endif
 }
 
-// a > b ? a : b and a < b ? a : b for NaN and zeros of both signs, too. (A mask of ones, because GCC 12 warns otherwise.)
+// a > b ? a : b and a < b ? a : b, for NaN and zeros of both signs, too. By intrinsics: GCC takes a choice between vectors
+// that the machine does not have apart into single lanes. (A mask of ones, because GCC 12 warns otherwise.)
 inline vf max(vf a, vf b) {
 #if defined(__AVX512F__)
   return (vf)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
 #endif
-  return a > b ? a : b;
+  union { vf all; __m128 quarter[4]; } x{a}, y{b};
+  for (int i = 0; i < 4; ++i) x.quarter[i] = _mm_max_ps(x.quarter[i], y.quarter[i]);
+  return x.all;
 }
 inline vf min(vf a, vf b) {
 #if defined(__AVX512F__)
   return (vf)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b);
 #endif
-  return a < b ? a : b;
+  union { vf all; __m128 quarter[4]; } x{a}, y{b};
+  for (int i = 0; i < 4; ++i) x.quarter[i] = _mm_min_ps(x.quarter[i], y.quarter[i]);
+  return x.all;
 }
 
-// Each lane gets the value of the lane DISTANCE (8, 4, 2 or 1) to its side. Below AVX-512 by quarters: GCC takes a shuffle
-// of a vector that the machine does not have apart into single lanes.
+// Each lane gets the value of the lane DISTANCE (8, 4, 2 or 1) to its side. Below AVX-512 by quarters, for the same reason.
 template <int DISTANCE>
 inline vf swap_lanes(vf v) {
 #if defined(__AVX512F__)

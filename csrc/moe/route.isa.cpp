@@ -46,8 +46,8 @@ float sigmoid_row(const float* logits, int64_t E, float* s) {
   uint64_t finite = 0;
   for_vectors(E, [&](int64_t e, int live) {
     const vf x = load_or_lowest(logits + e, E - e);
-    below += __builtin_popcountll(greater(highest, x) & ((uint64_t{1} << live) - 1));
-    finite |= greater(x, splat(kLowest));
+    below += __builtin_popcountll(above_bits(highest, x) & ((uint64_t{1} << live) - 1));
+    finite |= above_bits(x, splat(kLowest));
     store_some(s + e, sigmoid_of(x), live);
   });
   return below == E && finite != 0 ? 1.f : __builtin_nanf("");
