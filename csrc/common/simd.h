@@ -85,37 +85,53 @@ inline float fma(float a, float b, float c) {
 #endif
 }
 
-// a > b ? a : b and a < b ? a : b for NaN and zeros of both signs, too. (A mask of ones, because GCC 12 warns otherwise.)
+// a > b ? a : b and a < b ? a : b, for NaN and zeros of both signs, too. By intrinsics: GCC takes a choice between vectors
+// that the machine does not have apart into single lanes. (A mask of ones, because GCC 12 warns otherwise.)
 inline vf max(vf a, vf b) {
 #if defined(__AVX512F__)
   return (vf)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
 #endif
-  return a > b ? a : b;
+  union { vf all; __m128 quarter[4]; } x{a}, y{b};
+  for (int i = 0; i < 4; ++i) x.quarter[i] = _mm_max_ps(x.quarter[i], y.quarter[i]);
+  return x.all;
 }
 inline vf min(vf a, vf b) {
 #if defined(__AVX512F__)
   return (vf)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b);
 #endif
-  return a < b ? a : b;
+  union { vf all; __m128 quarter[4]; } x{a}, y{b};
+  for (int i = 0; i < 4; ++i) x.quarter[i] = _mm_min_ps(x.quarter[i], y.quarter[i]);
+  return x.all;
+}
+
+// Each lane gets the value of the lane DISTANCE (8, 4, 2 or 1) to its side. Below AVX-512 by quarters, for the same reason.
+template <int DISTANCE>
+inline vf swap_lanes(vf v) {
+#if defined(__AVX512F__)
+  constexpr vi kLane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return __builtin_shuffle(v, kLane ^ DISTANCE);
+#endif
+  union { vf all; __m128 quarter[4]; } from{v}, to;
+  for (int i = 0; i < 4; ++i) {
+    const __m128 q = from.quarter[DISTANCE >= 4 ? i ^ (DISTANCE / 4) : i];
+    to.quarter[i] = DISTANCE == 2 ? _mm_shuffle_ps(q, q, 0x4e) : DISTANCE == 1 ? _mm_shuffle_ps(q, q, 0xb1) : q;
+  }
+  return to.all;
 }
 
 // Reductions over the lanes by a fixed tree: 8 + 8, 4 + 4, 2 + 2, 1 + 1.
-constexpr vi kSwap8 = {8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7};
-constexpr vi kSwap4 = {4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11};
-constexpr vi kSwap2 = {2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13};
-constexpr vi kSwap1 = {1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14};
 inline float sum(vf v) {
-  v = v + __builtin_shuffle(v, kSwap8);
-  v = v + __builtin_shuffle(v, kSwap4);
-  v = v + __builtin_shuffle(v, kSwap2);
-  v = v + __builtin_shuffle(v, kSwap1);
+  v = v + swap_lanes<8>(v);
+  v = v + swap_lanes<4>(v);
+  v = v + swap_lanes<2>(v);
+  v = v + swap_lanes<1>(v);
   return v[0];
 }
 inline float reduce_max(vf v) {
-  v = max(v, __builtin_shuffle(v, kSwap8));
-  v = max(v, __builtin_shuffle(v, kSwap4));
-  v = max(v, __builtin_shuffle(v, kSwap2));
-  v = max(v, __builtin_shuffle(v, kSwap1));
+  v = max(v, swap_lanes<8>(v));
+  v = max(v, swap_lanes<4>(v));
+  v = max(v, swap_lanes<2>(v));
+  v = max(v, swap_lanes<1>(v));
   return v[0];
 }
 

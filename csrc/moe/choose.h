@@ -12,19 +12,38 @@ namespace seedthink::ST_ISA {
 constexpr float kLowest = -__builtin_inff();
 constexpr int kBest = 8;  // values kept in order
 
-// Bit i: lane i of a is greater than (equal to) lane i of b.
+// Lanes of a that are above, or level with, those of b (all bits set), and the sign bits of the lanes as one number.
 #if defined(__AVX512F__)
-inline uint64_t greater(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ); }
-inline uint64_t equal(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ); }
+inline vi above(vf a, vf b) { return a > b; }
+inline vi level(vf a, vf b) { return a == b; }
+inline uint64_t signs(vi x) { return _mm512_movepi32_mask((__m512i)x); }
+inline uint64_t above_bits(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ); }
+inline uint64_t level_bits(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ); }
 #else
-inline uint64_t bits(vi truth) {
-  union { vi all; __m128 quarter[4]; } x{truth};
+union Quarters {
+  vf all;
+  vi truth;
+  __m128 quarter[4];
+};
+inline vi above(vf a, vf b) {
+  Quarters x{a}, y{b};
+  for (int i = 0; i < 4; ++i) x.quarter[i] = _mm_cmpgt_ps(x.quarter[i], y.quarter[i]);
+  return x.truth;
+}
+inline vi level(vf a, vf b) {
+  Quarters x{a}, y{b};
+  for (int i = 0; i < 4; ++i) x.quarter[i] = _mm_cmpeq_ps(x.quarter[i], y.quarter[i]);
+  return x.truth;
+}
+inline uint64_t signs(vi truth) {
+  Quarters x;
+  x.truth = truth;
   uint64_t found = 0;
   for (int i = 0; i < 4; ++i) found |= static_cast<uint64_t>(_mm_movemask_ps(x.quarter[i])) << (4 * i);
   return found;
 }
-inline uint64_t greater(vf a, vf b) { return bits(a > b); }
-inline uint64_t equal(vf a, vf b) { return bits(a == b); }
+inline uint64_t above_bits(vf a, vf b) { return signs(above(a, b)); }
+inline uint64_t level_bits(vf a, vf b) { return signs(level(a, b)); }
 #endif
 
 // The vector at p, of which n lanes exist, if any; the others read as the lowest value.
@@ -72,21 +91,23 @@ inline Best read_best(const float* key, int64_t n) {
   return x;
 }
 
-inline Best shuffle(const Best& x, vi lanes) {
-  Best y;
+// The lists of each two lanes DISTANCE apart become the best of both.
+template <int DISTANCE>
+inline void merge_lanes(Best& x) {
+  Best other;
 #pragma GCC unroll 8
-  for (int c = 0; c < kBest; ++c) y.v[c] = __builtin_shuffle(x.v[c], lanes);
-  return y;
+  for (int c = 0; c < kBest; ++c) other.v[c] = swap_lanes<DISTANCE>(x.v[c]);
+  merge(x, other);
 }
 
 // The eight largest of n values, descending; fewer than eight are followed by the lowest value.
 inline void best_of(const float* key, int64_t n, float (&found)[kBest]) {
   Best best = read_best(key, n);
   for (int64_t at = kBest * kLanes; at < n; at += kBest * kLanes) merge(best, read_best(key + at, n - at));
-  merge(best, shuffle(best, kSwap8));
-  merge(best, shuffle(best, kSwap4));
-  merge(best, shuffle(best, kSwap2));
-  merge(best, shuffle(best, kSwap1));
+  merge_lanes<8>(best);
+  merge_lanes<4>(best);
+  merge_lanes<2>(best);
+  merge_lanes<1>(best);
 #pragma GCC unroll 8
   for (int c = 0; c < kBest; ++c) found[c] = best.v[c][0];
 }
@@ -102,7 +123,7 @@ inline float kth_largest(const float* key, int64_t n, int64_t k) {
     int64_t gone = 0;
     for_vectors(n, [&](int64_t i, int live) {
       const vf x = load_some(key + i, live);
-      gone += __builtin_popcountll((greater(x, last) | equal(x, last)) & ((uint64_t{1} << live) - 1));
+      gone += __builtin_popcountll((above_bits(x, last) | level_bits(x, last)) & ((uint64_t{1} << live) - 1));
       store_some(rest + i, x >= last ? splat(kLowest) : x, live);
     });
     if (gone >= k) return best[kBest - 1];
@@ -111,24 +132,42 @@ inline float kth_largest(const float* key, int64_t n, int64_t k) {
   }
 }
 
+inline int32_t* write_bits(uint64_t set, int64_t first, int32_t* to) {
+  for (; set != 0; set &= set - 1) *to++ = static_cast<int32_t>(first + __builtin_ctzll(set));
+  return to;
+}
+
+// The choice among at most 16: an index is chosen if fewer than k others stand before it.
+inline void choose_few(const float* key, int64_t n, int64_t k, int32_t* chosen) {
+  constexpr vi kLane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const vf x = load_or_lowest(key, n);
+  vi before = {};  // counted downwards: true is -1
+  for (int32_t i = 0; i < n; ++i) {
+    const vf other = splat(key[i]);
+    before += above(other, x) | (level(other, x) & ((i - kLane) >> 31));  // of equals, those of the lanes behind i
+  }
+  write_bits(signs(static_cast<int32_t>(-k) - before) & ((uint64_t{1} << n) - 1), 0, chosen);
+}
+
 // Writes the indices of the k largest of n values (n >= k >= 1, no NaN), ascending.
 inline void choose(const float* key, int64_t n, int64_t k, int32_t* chosen) {
+  if (n <= kLanes) return choose_few(key, n, k, chosen);
   const vf kth = splat(kth_largest(key, n, k));
   const int64_t words = (n + 63) / 64;
-  uint64_t *above = scratch<uint64_t>(3, 2 * words), *level = above + words;
-  std::fill(above, above + 2 * words, uint64_t{0});
+  uint64_t *over = scratch<uint64_t>(3, 2 * words), *tied = over + words;
+  std::fill(over, over + 2 * words, uint64_t{0});
   int64_t missing = k;
   for_vectors(n, [&](int64_t i, int live) {
     const vf x = load_some(key + i, live);
-    const uint64_t exist = (uint64_t{1} << live) - 1, more = greater(x, kth) & exist;
-    above[i / 64] |= more << (i % 64);
-    level[i / 64] |= (equal(x, kth) & exist) << (i % 64);
+    const uint64_t exist = (uint64_t{1} << live) - 1, more = above_bits(x, kth) & exist;
+    over[i / 64] |= more << (i % 64);
+    tied[i / 64] |= (level_bits(x, kth) & exist) << (i % 64);
     missing -= __builtin_popcountll(more);
   });
   for (int64_t w = 0; w < words; ++w) {
-    uint64_t take = above[w];
-    for (uint64_t tied = level[w]; tied != 0 && missing > 0; tied &= tied - 1, --missing) take |= tied & -tied;
-    for (; take != 0; take &= take - 1) *chosen++ = static_cast<int32_t>(64 * w + __builtin_ctzll(take));
+    uint64_t take = over[w];
+    for (uint64_t rest = tied[w]; rest != 0 && missing > 0; rest &= rest - 1, --missing) take |= rest & -rest;
+    chosen = write_bits(take, 64 * w, chosen);
   }
 }
 

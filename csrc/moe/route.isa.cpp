@@ -46,8 +46,8 @@ float sigmoid_row(const float* logits, int64_t E, float* s) {
   uint64_t finite = 0;
   for_vectors(E, [&](int64_t e, int live) {
     const vf x = load_or_lowest(logits + e, E - e);
-    below += __builtin_popcountll(greater(highest, x) & ((uint64_t{1} << live) - 1));
-    finite |= greater(x, splat(kLowest));
+    below += __builtin_popcountll(above_bits(highest, x) & ((uint64_t{1} << live) - 1));
+    finite |= above_bits(x, splat(kLowest));
     store_some(s + e, sigmoid_of(x), live);
   });
   return below == E && finite != 0 ? 1.f : __builtin_nanf("");
@@ -69,12 +69,14 @@ float two_best(const float* key, int64_t n) {
     second = max(second, min(first, x));
     first = max(first, x);
   });
-  const auto fold = [&](vi lanes) {
-    const vf other = __builtin_shuffle(first, lanes);
-    second = max(min(first, other), max(second, __builtin_shuffle(second, lanes)));
+  const auto fold = [&](vf other, vf next) {
+    second = max(min(first, other), max(second, next));
     first = max(first, other);
   };
-  fold(kSwap8), fold(kSwap4), fold(kSwap2), fold(kSwap1);
+  fold(swap_lanes<8>(first), swap_lanes<8>(second));
+  fold(swap_lanes<4>(first), swap_lanes<4>(second));
+  fold(swap_lanes<2>(first), swap_lanes<2>(second));
+  fold(swap_lanes<1>(first), swap_lanes<1>(second));
   return n > 1 ? first[0] + second[0] : first[0];
 }
 
