@@ -121,9 +121,7 @@ def measure(dtype: str, shape: tuple[int, int, int], backward: bool, options: ar
     """One row."""
     rows, width, vocabulary = shape
     made = {of_inputs: inputs(*shape, of_inputs) for of_inputs in {torch.float32, DTYPES[dtype]}}
-    runs = {
-        name: call(function, made[of_inputs], backward) for name, (function, of_inputs) in functions(dtype).items()
-    }
+    runs = {name: call(function, made[of_inputs], backward) for name, (function, of_inputs) in functions(dtype).items()}
     for run in runs.values():  # compiles
         run()
     row: dict[str, Any] = {"dtype": dtype, "T": rows, "D": width, "V": vocabulary, "backward": backward}

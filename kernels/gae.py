@@ -89,9 +89,7 @@ def advantage_moments(advantage_T: Tensor, cu_seqlens_B1: Tensor, mask_T: Tensor
     return moments_3
 
 
-def whiten(
-    advantage_T: Tensor, cu_seqlens_B1: Tensor, mask_T: Tensor | None = None, epsilon: float = 1e-6
-) -> Tensor:
+def whiten(advantage_T: Tensor, cu_seqlens_B1: Tensor, mask_T: Tensor | None = None, epsilon: float = 1e-6) -> Tensor:
     """(advantage - mean) / (deviation + epsilon) over all tokens that count, float32 [T]; the others get 0.
 
     Arguments and statistics are those of `advantage_moments`; `epsilon` > 0 keeps equal advantages from dividing by 0.

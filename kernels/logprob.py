@@ -48,7 +48,7 @@ def linear_logprob(
 
     h_TD float32 [T, D], weight_VD float32 [V, D], targets_T int64 [T] in [0, V), temperature > 0, compute float32 or
     bfloat16 (dtype of the product's operands) -> two float32 [T]; differentiable in h and weight through both.
-    The logits are the bits of `linear(h, weight, compute)`, of which T x 1024 are held at a time. ValueError on bad input.
+    The logits are the bits of `linear(h, weight, compute)`; T x 1024 are held at a time. ValueError on bad input.
     """
     if not temperature > 0.0:
         raise ValueError(f"temperature: {temperature} is not above 0")

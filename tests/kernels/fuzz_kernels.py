@@ -72,7 +72,9 @@ def other_size(d: Draw, x: Tensor) -> Tensor:
 
 
 def other_dims(d: Draw, x: Tensor) -> Tensor:
-    return x[None] if d.flag() or x.dim() == 0 else x.flatten() if d.flag() else x[..., 0] if x.shape[-1] else x[..., None]
+    if d.flag() or x.dim() == 0:
+        return x[None]
+    return x.flatten() if d.flag() or not x.shape[-1] else x[..., 0]
 
 
 def strided(d: Draw, x: Tensor) -> Tensor:
@@ -141,7 +143,7 @@ def main() -> None:
     library = load(options.library)
     bound = {name for name in dir(library) if not name.startswith("_")} - NO_KERNELS
     if bound != set(CALLS):
-        sys.exit(f"native_calls.py and the library differ in {sorted(bound ^ set(CALLS))}: describe a call of each kernel")
+        sys.exit(f"describe one call of each kernel in native_calls.py; different: {sorted(bound ^ set(CALLS))}")
     torch.set_num_threads(1)
     for case in range(options.cases) if options.only is None else [options.only]:
         run(library, options.seed, case, options.note)

@@ -49,7 +49,7 @@ class Draw:
 
 def like(*tensors: Tensor) -> list[Tensor]:
     """Outputs: full of NaN, so that what is not written shows."""
-    return [torch.full_like(each, float("nan")) if each.is_floating_point() else torch.zeros_like(each) for each in tensors]
+    return [torch.full_like(each, float("nan") if each.is_floating_point() else 0) for each in tensors]
 
 
 def pack_panels(d: Draw) -> Call:

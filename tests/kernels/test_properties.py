@@ -49,7 +49,7 @@ def test_gae_of_a_batch_is_gae_of_its_sequences(lengths: list[int], seed: int) -
 
 @drawn
 @given(LENGTHS, SEEDS)
-def test_gae_without_decay_is_the_reverse_sum_and_with_lambda_zero_the_step_error(lengths: list[int], seed: int) -> None:
+def test_gae_without_decay_is_a_reverse_sum_and_with_lambda_zero_the_step_error(lengths: list[int], seed: int) -> None:
     reward, value = normal(seed, sum(lengths)), normal(seed + 1, sum(lengths))
     ones, zeros = torch.ones(len(lengths)), torch.zeros(len(lengths))
     step, returns = gae(reward, value, bounds(lengths), zeros, ones)
@@ -120,7 +120,7 @@ def test_rows_of_a_product_and_of_its_log_probabilities_do_not_see_each_other(
 
 @drawn
 @given(SIZES, SIZES, SEEDS, st.integers(-20, 20))
-def test_a_normalised_row_has_unit_mean_square_and_forgets_its_scale(rows: int, width: int, seed: int, power: int) -> None:
+def test_a_normalised_row_has_unit_mean_square_and_no_scale(rows: int, width: int, seed: int, power: int) -> None:
     x = normal(seed, rows, width) + 0.1
     y = rms_norm(x, torch.ones(width), 0.0)
     torch.testing.assert_close(y.double().square().mean(-1), torch.ones(rows).double(), rtol=1e-5, atol=0.0)
@@ -129,7 +129,7 @@ def test_a_normalised_row_has_unit_mean_square_and_forgets_its_scale(rows: int, 
 
 @drawn
 @given(SIZES, st.integers(1, 3), st.integers(1, 40), SEEDS, st.integers(0, 900))
-def test_turning_a_head_keeps_its_length_and_turns_back(rows: int, heads: int, half: int, seed: int, first: int) -> None:
+def test_a_turned_head_keeps_its_length_and_turns_back(rows: int, heads: int, half: int, seed: int, first: int) -> None:
     x, table = normal(seed, rows, heads, 2 * half), rope_table(1000, 2 * half, 1e4)
     positions = (torch.arange(rows) + first).clamp(max=999).int()
     turned = rope(x, table, positions)
@@ -137,9 +137,12 @@ def test_turning_a_head_keeps_its_length_and_turns_back(rows: int, heads: int, h
     mirrored = torch.cat([table[:, :half], -table[:, half:]], -1)
     torch.testing.assert_close(rope(turned, mirrored, positions), x, rtol=1e-4, atol=1e-5)
     # The angle between a query and a key depends on the distance of their positions alone.
-    dots = (rope(x, table, torch.zeros(rows).int() + 3) * rope(x.roll(1, 0), table, torch.zeros(rows).int() + 7)).sum(-1)
-    later = (rope(x, table, torch.zeros(rows).int() + 13) * rope(x.roll(1, 0), table, torch.zeros(rows).int() + 17)).sum(-1)
-    torch.testing.assert_close(dots, later, rtol=1e-3, atol=1e-3)
+    query, key = x, x.roll(1, 0)
+    near, far = (
+        (rope(query, table, positions * 0 + start) * rope(key, table, positions * 0 + start + 4)).sum(-1)
+        for start in (3, 13)
+    )
+    torch.testing.assert_close(near, far, rtol=1e-3, atol=1e-3)
 
 
 @drawn

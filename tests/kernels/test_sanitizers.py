@@ -26,7 +26,7 @@ def run_time_library(name: str) -> str:
 
 
 def under_sanitizers(isa: str) -> dict[str, str]:
-    """Environment of a Python that loads a sanitized library: the run-time libraries must be there before everything."""
+    """Environment of a Python that loads a sanitized library: its run-time libraries must be there first."""
     preloaded = " ".join(map(run_time_library, ("libasan.so", "libubsan.so", "libstdc++.so")))
     return {
         **os.environ,
