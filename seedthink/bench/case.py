@@ -86,6 +86,11 @@ class Case:
         return ",".join(f"{name}={size}" for name, size in self.shape.items())
 
 
+def row_dtypes(device: str) -> tuple[str, ...]:
+    """What the rows of our kernels may be: float32 on a CPU, which rounds inside a product where it is asked to."""
+    return ("float32",) if device == "cpu" else ("float32", "bfloat16")
+
+
 def against(reference: Callable[[], Outputs], rows: int | None = None) -> Callable[[Outputs], float]:
     """The largest difference from `reference`, each output's relative to the largest value of its reference.
 

@@ -13,8 +13,9 @@ from statistics import median
 from seedthink.bench.rows import Row
 from seedthink.bench.table import seconds, times
 
-WIDTH, LEFT, RIGHT = 960, 300, 40
-ROOF_HEIGHT, ROOF_LEFT, BAR = 420, 70, 13
+WIDTH, LEFT, RIGHT = 960, 350, 40
+ROOF_HEIGHT, ROOF_LEFT, BAR = 420, 100, 13
+LABEL_WIDTH, LABEL_HEIGHT = 110, 11  # what a point's name needs: one that would cover another is left out
 STYLE = """
 svg { background: #fff; color: #1d2430; font: 12px system-ui, sans-serif }
 .ink { fill: currentColor } .faint { fill: #6b7687 } .grid { stroke: #dde2ea }
@@ -91,8 +92,7 @@ def _roofline(rows: Sequence[Row]) -> str:
         start = min(max(rate / copy, left), right)
         parts.append(_line("roof", x(start), y(rate), x(right), y(rate)))
         parts.append(_text(x(right), y(rate) - 5, f"{dtype} matmul {_rate(rate)}", "ink end"))
-    parts += [_point(row, x, y) for row in rows]
-    return "".join(parts)
+    return "".join([*parts, *(_point(row, x, y) for row in rows), *_names(rows, x, y)])
 
 
 def _bound(row: Row) -> bool:
@@ -104,6 +104,19 @@ def _point(row: Row, x: Scale, y: Scale) -> str:
     title = f"{_name(row)}: {seconds(row.seconds.median)}, {100 * (row.of_ceiling or 0):.0f} % of the ceiling"
     place = f'cx="{x(row.flops / row.bytes):.1f}" cy="{y(row.flops / row.seconds.median):.1f}"'
     return f'<circle class="point" {place} r="4.5"><title>{escape(title)}</title></circle>'
+
+
+def _names(rows: Sequence[Row], x: Scale, y: Scale) -> list[str]:
+    """The operation beside each point, where there is room."""
+    taken: list[tuple[float, float]] = []
+    parts = []
+    for row in rows:
+        assert row.seconds is not None
+        at = x(row.flops / row.bytes) + 8, y(row.flops / row.seconds.median) + 4
+        if all(abs(at[0] - left) > LABEL_WIDTH or abs(at[1] - top) > LABEL_HEIGHT for left, top in taken):
+            taken.append(at)
+            parts.append(_text(*at, row.op, "faint"))
+    return parts
 
 
 def _ratio_bars(rows: Sequence[Row], top: float) -> tuple[str, float]:

@@ -76,12 +76,12 @@ def tiny_cases() -> Iterator[Case]:
         (linear.work(2, 3, 5, "float32"), 4 * (6 + 15 + 10), 60),
         (linear.work(2, 3, 5, "bfloat16", passes=3), 3 * 2 * (6 + 15 + 10), 180),
         (logprob.work(2, 3, 5, "float32", 1), 4 * (6 + 15) + 32, 60),
-        (norm.work(10, 4, arrays=2), 4 * (80 + 4), 160),
-        (swiglu.work(10, 4, 3), 4 * 120, 160),
-        (rope.work(10, 2, 4), 4 * 10 * (16 + 4 + 1), 240),
+        (norm.work(10, 4, 4, arrays=2), 4 * (80 + 4), 160),
+        (swiglu.work(10, 4, 4, 3), 4 * 120, 160),
+        (rope.work(10, 2, 4, 4), 4 * 10 * (16 + 4 + 1), 240),
         (sampling.work(3, 10), 120 + 132, 30),
         # q, k, v and o of one sequence of 4; 4 * 5 / 2 pairs, two products of H numbers for each head
-        (attention.packed_work((1, 4, 2, 1, 8)), 4 * 4 * 8 * (4 + 2), 2 * 2 * 10 * 8 * 2),
+        (attention.packed_work((1, 4, 2, 1, 8), "float32"), 4 * 4 * 8 * (4 + 2), 2 * 2 * 10 * 8 * 2),
         (attention.paged_work((1, 4, 2, 1, 8), "bfloat16"), 2 * 2 * 4 * 8 + 8 * 16, 2 * 2 * 4 * 8 * 2),
     ],
 )
@@ -141,7 +141,7 @@ def test_an_error_is_relative_to_the_largest_value_and_exact_for_whole_numbers()
 def test_an_operation_is_chosen_by_name_or_family() -> None:
     assert chosen_ops([]) == list(OPS)
     assert chosen_ops(["swiglu_train", "gae"]) == ["gae", "swiglu_train"]
-    assert chosen_ops(["fp8"]) == ["fp8_quantize", "fp8_linear"]
+    assert chosen_ops(["fp8"]) == ["fp8_quantize", "fp8_carry", "fp8_linear"]
     assert chosen_ops(["swiglu"]) == ["swiglu"]  # an operation, before it is a family
     with pytest.raises(ConfigError, match="did you mean swiglu"):
         chosen_ops(["swigl"])

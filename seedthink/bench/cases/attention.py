@@ -14,11 +14,24 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from seedthink.bench.case import DTYPES, ITEM_SIZE, Case, Draw, Outputs, Place, Prepared, Run, Work, against
+from seedthink.bench.case import (
+    DTYPES,
+    ITEM_SIZE,
+    Case,
+    Draw,
+    Outputs,
+    Place,
+    Prepared,
+    Run,
+    Work,
+    against,
+    row_dtypes,
+)
 from seedthink.bench.peers import as_outputs, trained
 from seedthink.bench.presets import Shapes
 from seedthink.kernels.attention import PAGE, attend_packed, attend_paged, new_pages, reference_attend_packed
 
+TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 CHECKED = 1  # sequences: the reference holds all scores of one
 Size = tuple[int, int, int, int, int]  # sequences, tokens of each, query heads, KV heads, head width
 
@@ -28,9 +41,10 @@ def cases(shapes: Shapes, device: str) -> Iterator[Case]:
     heads = shapes.heads, shapes.kv_heads, shapes.head_dim
     for count, length in shapes.packed if shapes.heads else ():
         size = (count, length, *heads)
-        yield Case("attend_packed", place(size), "float32", packed_work(size), partial(prepare_packed, size))
-        both = packed_work(size, train=True)
-        yield Case("attend_packed_train", place(size), "float32", both, partial(prepare_train, size))
+        for dtype in row_dtypes(device):
+            once, both = packed_work(size, dtype), packed_work(size, dtype, train=True)
+            yield Case("attend_packed", place(size), dtype, once, partial(prepare_packed, size, dtype))
+            yield Case("attend_packed_train", place(size), dtype, both, partial(prepare_train, size, dtype))
     for count, length in shapes.contexts if shapes.heads else ():
         size = (count, length, *heads)
         for dtype in DTYPES:
@@ -43,12 +57,12 @@ def place(size: Size) -> Place:
     return dict(zip(("B", "T", "N", "n", "H"), size, strict=True))
 
 
-def packed_work(size: Size, train: bool = False) -> Work:
+def packed_work(size: Size, dtype: str, train: bool = False) -> Work:
     """q, k, v in, o out; two products over the causal half of the scores."""
     count, length, heads, kv_heads, width = size
-    moved = 4.0 * count * length * width * (2 * heads + 2 * kv_heads)
+    moved = float(ITEM_SIZE[dtype]) * count * length * width * (2 * heads + 2 * kv_heads)
     flops = 4.0 * count * heads * width * length * (length + 1) / 2
-    return Work(3 * moved, 3.5 * flops) if train else Work(moved, flops)
+    return Work(3 * moved, 3.5 * flops, dtype) if train else Work(moved, flops, dtype)
 
 
 def paged_work(size: Size, dtype: str) -> Work:
@@ -58,21 +72,21 @@ def paged_work(size: Size, dtype: str) -> Work:
     return Work(cached + 8.0 * count * heads * width, 4.0 * count * heads * length * width)
 
 
-def prepare_packed(size: Size, draw: Draw) -> Prepared:
+def prepare_packed(size: Size, dtype: str, draw: Draw) -> Prepared:
     """Forward."""
-    qkv, bounds, scale = packed_inputs(size, draw)
+    qkv, bounds, scale = packed_inputs(size, dtype, draw)
     return Prepared(
         ours={draw.device.type: lambda: partial(as_outputs, attend_packed, *qkv, bounds, scale)},
         peers={"sdpa": lambda: sdpa(size, qkv, scale)},
         error=by_token(against(partial(reference_packed, size, qkv, scale), rows=CHECKED * size[1])),
-        tolerance=1e-4,
+        tolerance=TOLERANCE[dtype],
     )
 
 
-def prepare_train(size: Size, draw: Draw) -> Prepared:
+def prepare_train(size: Size, dtype: str, draw: Draw) -> Prepared:
     """Forward and backward."""
-    qkv, bounds, scale = packed_inputs(size, draw)
-    grad_TNH = draw.normal(*qkv[0].shape)
+    qkv, bounds, scale = packed_inputs(size, dtype, draw)
+    grad_TNH = draw.normal(*qkv[0].shape, dtype=DTYPES[dtype])
 
     def own(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attend_packed(q, k, v, bounds, scale)
@@ -88,7 +102,7 @@ def prepare_train(size: Size, draw: Draw) -> Prepared:
         ours={draw.device.type: lambda: trained(own, qkv, [grad_TNH])},
         peers={"sdpa": lambda: sdpa_train(size, qkv, grad_TNH, scale)},
         error=by_token(against(reference, rows=CHECKED * size[1])),
-        tolerance=1e-4,
+        tolerance=TOLERANCE[dtype],
     )
 
 
@@ -96,12 +110,11 @@ def prepare_paged(size: Size, dtype: str, draw: Draw) -> Prepared:
     """Pages in random order, as after a while of serving."""
     count, length, heads, kv_heads, width = size
     per_row, scale = -(-length // PAGE), width**-0.5
-    k_pages, v_pages = new_pages(count * per_row, kv_heads, width, DTYPES[dtype])
-    k_pages.normal_(generator=draw.generator)
-    v_pages.normal_(generator=draw.generator)
+    empty = new_pages(count * per_row, kv_heads, width, DTYPES[dtype])
+    k_pages, v_pages = (draw.normal(*pages.shape, dtype=pages.dtype) for pages in empty)
     table_BM, q_BNH = draw.order(count * per_row).view(count, per_row), draw.normal(count, heads, width)
-    bounds = torch.arange(count + 1, dtype=torch.int32)
-    lengths = torch.full((count,), length, dtype=torch.int32)
+    bounds = torch.arange(count + 1, dtype=torch.int32, device=draw.device)
+    lengths = torch.full((count,), length, dtype=torch.int32, device=draw.device)
     at = table_BM.long()
     k = k_pages[at].permute(0, 2, 1, 4, 3).flatten(2, 3)[:, :, :length].contiguous()
     v = v_pages[at].permute(0, 2, 1, 3, 4).flatten(2, 3)[:, :, :length].contiguous()
@@ -116,17 +129,17 @@ def prepare_paged(size: Size, dtype: str, draw: Draw) -> Prepared:
         return (scaled_dot_product_attention(q_BNH[:, :, None].double(), keys, values, scale=scale)[:, :, 0],)
 
     return Prepared(
-        ours={"cpu": lambda: call},
+        ours={draw.device.type: lambda: call},
         peers={"sdpa": lambda: peer},
         error=against(reference),
-        tolerance=1e-4 if dtype == "float32" else 2e-2,
+        tolerance=TOLERANCE[dtype],
     )
 
 
-def packed_inputs(size: Size, draw: Draw) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, float]:
+def packed_inputs(size: Size, dtype: str, draw: Draw) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, float]:
     """(q, k, v), bounds and scale."""
     count, length, heads, kv_heads, width = size
-    q, k, v = (draw.normal(count * length, n, width) for n in (heads, kv_heads, kv_heads))
+    q, k, v = (draw.normal(count * length, n, width, dtype=DTYPES[dtype]) for n in (heads, kv_heads, kv_heads))
     bounds = torch.arange(0, count * length + 1, length, dtype=torch.int32, device=draw.device)
     return (q, k, v), bounds, width**-0.5
 

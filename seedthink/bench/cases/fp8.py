@@ -31,7 +31,10 @@ def cases(shapes: Shapes, device: str) -> Iterator[Case]:
         for block in BLOCKS:
             place: Place = {"M": size[0], "N": size[1], "block": f"{block[0]}x{block[1]}"}
             for dtype in DTYPES:
-                yield Case("fp8_quantize", place, dtype, work(size, block, dtype), partial(prepare, size, block, dtype))
+                least = work(size, block, dtype)
+                yield Case("fp8_quantize", place, dtype, least, partial(prepare, size, block, dtype))
+                carried = Work(least.bytes + 4.0 * size[0] * size[1], 2 * least.flops)
+                yield Case("fp8_carry", place, dtype, carried, partial(prepare_carry, size, block, dtype))
     for inputs, outputs in shapes.linears:
         for tokens in shapes.tokens:
             rows = (tokens, inputs, outputs)
@@ -40,7 +43,10 @@ def cases(shapes: Shapes, device: str) -> Iterator[Case]:
 
 
 def work(size: tuple[int, int], block: Block, dtype: str) -> Work:
-    """A number in and a code out per element, a scale per block; absolute value, maximum, quotient and cast."""
+    """A number in and a code out per element, a scale per block; absolute value, maximum, quotient and cast.
+
+    A carried residual is 2 bytes in and 2 out.
+    """
     cells, blocks = size[0] * size[1], -(-size[0] // block[0]) * -(-size[1] // block[1])
     return Work(bytes=(ITEM_SIZE[dtype] + 1.0) * cells + 4.0 * blocks, flops=4.0 * cells)
 
@@ -75,6 +81,43 @@ def formula(x_MN: Tensor, *, block: Block) -> tuple[Tensor, Tensor]:
     scale = blocks.abs().amax((1, 3), keepdim=True).clamp(min=1e-30) / LARGEST
     codes = (blocks / scale).to(torch.float8_e4m3fn)
     return codes.view(x_MN.shape), scale.view(scale.shape[0], scale.shape[2])
+
+
+def prepare_carry(size: tuple[int, int], block: Block, dtype: str, draw: Draw) -> Prepared:
+    """A residual as an earlier call leaves it; checked are value + new residual against matrix + residual."""
+    x_MN = draw.normal(*size, dtype=DTYPES[dtype])
+    residual_MN = draw.normal(*size, dtype=torch.bfloat16, std=0.02)
+
+    def ours() -> Run:
+        quantize = built("fp8", "quantize_fp8_carry")
+
+        def run() -> Outputs:
+            quantized, left_MN = quantize(x_MN, residual_MN, block)
+            return *quantized[:2], left_MN
+
+        return run
+
+    return Prepared(
+        ours={draw.device.type: ours},
+        peers=of_torch(partial(carry_formula, block=block), x_MN, residual_MN),
+        error=partial(carry_distance, x_MN.float() + residual_MN.float(), block),
+        tolerance=2.0**-8 * HALF_STEP * 1.001,
+    )
+
+
+def carry_formula(x_MN: Tensor, residual_MN: Tensor, *, block: Block) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum, codes and scales, and what they leave of the sum."""
+    y_MN = x_MN.float() + residual_MN.float()
+    codes, scale = formula(y_MN, block=block)
+    values = codes.float().unflatten(1, (-1, block[1])).unflatten(0, (-1, block[0])) * scale[:, None, :, None]
+    return codes, scale, (y_MN - values.view(y_MN.shape)).bfloat16()
+
+
+def carry_distance(y_MN: Tensor, block: Block, outputs: Outputs) -> float:
+    """The same for values and residuals together: what is left is the rounding of a half step to bfloat16."""
+    codes, scale, left_MN = outputs
+    assert left_MN is not None
+    return distance(y_MN.double() - left_MN.double(), block, (codes, scale))
 
 
 def torchao(x_MN: Tensor, block: Block) -> Run:
