@@ -1,8 +1,8 @@
 """Times alternatives in turns in one process, and says how much other processes disturbed the measurement.
 
 The speed of a shared machine changes from second to second: two numbers taken one after the other compare the seconds
-rather than the code. Here every turn times each side once, in an order drawn anew for the turn, and a comparison divides
-samples of the same turn. The benchmarks and the tuner take all their times with `paired_seconds`.
+rather than the code. Here every turn times each side once, in an order drawn anew for the turn, and a comparison
+divides samples of the same turn. The benchmarks and the tuner take all their times with `paired_seconds`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def spread(samples: Sequence[float]) -> Spread:
 
 
 def wall_clock(run: Run, calls: int) -> float:
-    """Mean seconds of `calls` calls after one that wakes the threads, once the last side's threads have gone to sleep."""
+    """Mean seconds of `calls` calls, after one that wakes the threads, after the last side's threads went to sleep."""
     time.sleep(REST_SECONDS)
     run()
     began = time.perf_counter()
@@ -142,7 +142,9 @@ def paired_seconds(
     kept = Paired({}, math.inf)
     for _ in range(1 + patience):
         found: dict[str, dict[int, float]] = {name: {} for name in sides}
-        elsewhere = used_elsewhere(functools.partial(_turns, sides, plan, repeats, clock, random.Random(seed), found))[1]
+        elsewhere = used_elsewhere(functools.partial(_turns, sides, plan, repeats, clock, random.Random(seed), found))[
+            1
+        ]
         if elsewhere < kept.cores_used_elsewhere:
             kept = Paired(found, elsewhere)
         if elsewhere <= QUIET_CORES:
@@ -197,6 +199,5 @@ def _turns(
 @functools.cache
 def _flush_buffer(device: int) -> Any:
     import torch
-
 
     return torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=f"cuda:{device}")
