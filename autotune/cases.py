@@ -5,6 +5,7 @@ The search runs these; in a running program the tuner times the program's own ca
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -76,7 +77,10 @@ def same_bits(found: Outputs, wanted: Outputs) -> bool:
 
 
 def loop_clock(op: str, rest: Callable[[], object] = lambda: None) -> Callable[[Callable[[], object], int], float]:
-    """A clock for `paired_seconds`: mean seconds that calls spend in the operation's own loops, and nowhere else."""
+    """A clock for `paired_seconds`: seconds that a call spends in the operation's own loops, the median of the calls.
+
+    The median, because on a busy machine a call that is interrupted takes a hundred times as long as the others.
+    """
 
     def clock(run: Callable[[], object], calls: int) -> float:
         rest()
@@ -84,9 +88,11 @@ def loop_clock(op: str, rest: Callable[[], object] = lambda: None) -> Callable[[
         try:
             run()  # wakes the threads
             selector.watched(op)
+            took = []
             for _ in range(calls):
                 run()
-            return max(selector.watched(op)[1] / calls, 1e-9)
+                took.append(selector.watched(op)[1])
+            return max(statistics.median(took), 1e-9)
         finally:
             selector.watch([op], False)
 
@@ -221,9 +227,10 @@ def _experts_grad(key: Key, draw: torch.Generator) -> Case:
     y = experts(x, route(logits, k), gate_up, down, _dtype(key))
 
     def reference() -> Outputs:
-        leaves = [leaf.detach().double().requires_grad_() for leaf in (x, gate_up, down)]
-        exact = reference_experts(leaves[0], reference_route(logits.double(), k), *leaves[1:], _dtype(key))
-        return torch.autograd.grad(exact, leaves, dy.double())
+        exact_x, exact_up, exact_down = (leaf.detach().double().requires_grad_() for leaf in (x, gate_up, down))
+        exact_routing = reference_route(logits.double(), k)
+        exact = reference_experts(exact_x, exact_routing, exact_up, exact_down, _dtype(key))
+        return torch.autograd.grad(exact, (exact_x, exact_up, exact_down), dy.double())
 
     def run() -> Outputs:
         return torch.autograd.grad(y, (x, gate_up, down), dy, retain_graph=True)

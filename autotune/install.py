@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,7 @@ def step_tuner(
         selector.install(fixed)
         return StepTuner(fixed, shape, dtype)
     memory = Memory(Learned(default_path(here), here, built_from), log)
+    atexit.register(memory.save)
     rates = Rates(**table.facts["rates"]) if table is not None else measure(here.threads)
     online = online_selector(here, table, rates, memory, exact=exact)
     selector.install(online)
@@ -83,7 +85,7 @@ def expected_of(threads: int, rates: Rates) -> Callable[[Key, Config], float]:
 
 
 class Memory:
-    """Writes decisions to a log and what was learned to the device's file, at most every half minute."""
+    """Writes decisions to a log, and what was learned to the device's file at most every half minute and at the end."""
 
     def __init__(self, learned: Learned, log: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._learned, self._clock, self._saved = learned, clock, clock()

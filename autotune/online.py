@@ -180,7 +180,7 @@ class OnlineSelector:
 
     def state(self) -> dict[str, dict[str, Any]]:
         """What was learned, by place, as JSON can hold it: the incumbent, and what is known of each arm."""
-        found = dict(self._learned)
+        found = {place: dict(record) for place, record in self._learned.items()}
         for site in self._sites.values():
             known = {name: [b.log_ratio, b.pairs, b.at] for name, b in sorted(site.beliefs.items()) if b.pairs}
             if known:

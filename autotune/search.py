@@ -104,10 +104,9 @@ def tune(key: Key, threads: int, rates: Rates, sources: str) -> tuple[Entry | No
     if not right:
         return None, f"FAIL: {wrong[0]}"
     best = screened(case, right) if len(right) > 1 else BUILT_IN
-    sides = {"built-in": BUILT_IN} | ({best.name: best} if best.values else {})
-    paired = timed(case, list(sides.values()), DUEL_TURNS)
-    ratios = [math.log(ratio) for ratio in paired.ratios(best.name, "built-in")] if best.values else []
-    adopted = best if best.values and is_faster(ratios) and statistics.median(ratios) < 0 else BUILT_IN
+    paired = timed(case, [BUILT_IN, best] if best.values else [BUILT_IN], DUEL_TURNS)
+    ratios = [math.log(ratio) for ratio in paired.ratios(best.name, BUILT_IN.name)] if best.values else []
+    adopted = best if is_faster(ratios) else BUILT_IN
     entry = _entry(key, adopted, paired, p_value(ratios), sources)
     if wrong:
         return entry, f"left out: {'; '.join(wrong)}"
@@ -149,7 +148,7 @@ def _problem(config: Config, found: Outputs, expected: Outputs, tolerance: float
 def screened(case: Case, configs: Sequence[Config]) -> Config:
     """The configuration with the least median ratio to the built-in one, in few turns."""
     paired = timed(case, configs, SCREEN_TURNS)
-    return min(configs, key=lambda c: statistics.median(paired.ratios(c.name, "built-in")))
+    return min(configs, key=lambda c: statistics.median(paired.ratios(c.name, BUILT_IN.name)))
 
 
 def timed(case: Case, configs: Sequence[Config], turns: int) -> Paired:
@@ -181,7 +180,7 @@ def _entry(key: Key, adopted: Config, paired: Paired, chance: float, sources: st
         p20=middle.p20,
         p80=middle.p80,
         repeats=len(samples),
-        built_in_seconds=paired.spread("built-in").median,
+        built_in_seconds=paired.spread(BUILT_IN.name).median,
         p_value=chance,
         sources=sources,
     )

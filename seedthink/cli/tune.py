@@ -12,8 +12,8 @@ from seedthink.cli.arguments import Parser
 from seedthink.config.suggest import did_you_mean
 from seedthink.errors import ConfigError
 
-EXAMPLES = """Searches the configurations of each operation for each load: prunes them by a cost model, checks that they give the
-bits of the built-in one, times them in turns, and adopts what is faster outside noise and by over 1 %.
+EXAMPLES = """Searches each operation for each load: prunes its configurations by a cost model, checks that they give
+the bits of the built-in one, times them in turns, and adopts what is faster outside noise and by over 1 %.
 
 Examples:
   seedthink tune                                     everything, for the quickstart's model

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
-import sys
+import os
+import signal
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -83,30 +85,33 @@ def test_a_file_of_another_driver_is_refused(tmp_path: Path, caplog: pytest.LogC
     assert "driver '580.1' is not '590.2'" in caplog.text
 
 
-PROCESS = """
-import sys
-from pathlib import Path
-from seedthink.autotune.device import Identity
-from seedthink.autotune.learned import Learned
-me = int(sys.argv[2])
-store = Learned(Path(sys.argv[1]), Identity("CPU", "", 2, "avx2", "2.13", "3.6"), {"norm": "n1"})
-for step in range(20):
-    arm = {f"arm{me}": [-0.1, 14, float(step)]}
-    store.merge({
-        f"norm/float32/{me}/{step}.0.0": {"incumbent": f"arm{me}", "since": 1.0, "arms": arm},
-        "norm/float32/128/6.0.0": {"incumbent": f"arm{me}", "since": 100.0 * step + me, "arms": arm},
-    })
-"""
+def in_process(work: Callable[[], None]) -> int:
+    """Start a process that does something and ends; returns its id."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return child
+
+
+def learn(path: Path, me: int) -> None:
+    """What one process learns: 20 places of its own, and one that all of them share."""
+    store = learned(path)
+    for step in range(20):
+        arms = {f"arm{me}": [-0.1, 14, float(step)]}
+        own = {"incumbent": f"arm{me}", "since": 1.0, "arms": arms}
+        store.merge({f"norm/float32/{me}/{step}.0.0": own, PLACE: {**own, "since": 100.0 * step + me}})
 
 
 def test_processes_that_write_at_once_lose_nothing_of_each_other(tmp_path: Path) -> None:
     path = tmp_path / "cpu.json"
-    command = [sys.executable, "-c", PROCESS, str(path)]
-    processes = [subprocess.Popen([*command, str(me)]) for me in range(3)]
-    while any(process.poll() is None for process in processes):
+    running = [in_process(partial(learn, path, me)) for me in range(3)]
+    while running:
+        running = [child for child in running if os.waitpid(child, os.WNOHANG)[0] == 0]
         if path.exists():
             json.loads(path.read_text())  # a reader sees a whole file at any time
-    assert [process.returncode for process in processes] == [0] * 3
     found = learned(path).load()
     assert len(found) == 3 * 20 + 1
     assert set(found[PLACE]["arms"]) == {"arm0", "arm1", "arm2"}
@@ -117,11 +122,11 @@ def test_a_process_killed_while_it_writes_leaves_a_whole_file(tmp_path: Path) ->
     path = tmp_path / "cpu.json"
     learned(path).merge({PLACE: record("left", 1.0)})
     for me in range(3):
-        process = subprocess.Popen([sys.executable, "-c", PROCESS, str(path), str(me)])
-        while len(learned(path).load()) < 3 + me and process.poll() is None:
+        child = in_process(partial(learn, path, me))
+        while len(learned(path).load()) < 3 * (me + 1):
             pass
-        process.kill()
-        process.wait()
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
     assert "left" in learned(path).load()[PLACE]["arms"]
     learned(path).merge({PLACE: record("left", 1e6)})
     assert learned(path).load()[PLACE]["since"] == 1e6
