@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from seedthink.kernels.triton.fp8 import constants_of, finite_bits, over_scale, scale_for
-from seedthink.kernels.triton.launch import FLOATS, Config, ceil_div, check, config, launch, power_of_two
+from seedthink.kernels.triton.launch import FLOATS, Config, ceil_div, check, check_fp8, config, launch, power_of_two
 
 WIDEST = 16384  # columns: what one program's registers hold
 PARTS = 512  # programs of the backward, where there are rows enough
@@ -176,6 +176,7 @@ def quantized(
     Quantised is what `forward` would store, up to a last bit: here a row's sum goes block by block. sum is None without
     delta.
     """
+    check_fp8(x_TD.device)
     _check_rows(x_TD, weight_D)
     if delta_TD is not None:
         check("delta", delta_TD, x_TD.device, (x_TD.dtype,), *x_TD.shape)
