@@ -121,6 +121,10 @@ def _backward(
         weight = tl.load(weight_ptr + column, mask=live, other=0.0).to(tl.float32)
         rstd = tl.load(rstd_ptr + row)
         mean = tl.sum(dy * weight * x, axis=0) * rstd * rstd * rstd / D
+        if BLOCK > 8192:  # the rows would not stay in the registers: they are read again, out of L2
+            dy = tl.load(dy_ptr + start + column, mask=live, other=0.0, cache_modifier=".cg").to(tl.float32)
+            x = tl.load(x_ptr + start + column, mask=live, other=0.0, cache_modifier=".cg").to(tl.float32)
+            weight = tl.load(weight_ptr + column, mask=live, other=0.0, cache_modifier=".cg").to(tl.float32)
         dx = dy * weight * rstd - x * mean
         dweight += dy * x * rstd
         if ADD:
