@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from seedthink.kernels.triton.launch import FLOATS, Config, ceil_div, check, config, launch, power_of_two
+from seedthink.kernels.triton.launch import FLOATS, Config, ceil_div, check, check_fp8, config, launch, power_of_two
 
 WIDEST = 16384  # columns of a row that is one block
 
@@ -38,6 +38,8 @@ class Format(NamedTuple):
 
 
 FORMATS = {torch.float8_e4m3fn: Format(448.0, 8), torch.float8_e5m2: Format(57344.0, 15)}
+
+BY_NAME = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 
 
 @triton.jit
@@ -264,7 +266,62 @@ def constants_of(format: torch.dtype, power_of_two_scale: bool) -> dict[str, int
 
 def _check(x_MN: Tensor, format: torch.dtype, residual_MN: Tensor | None) -> torch.Size:
     constants_of(format, True)
+    check_fp8(x_MN.device)
     check("x", x_MN, x_MN.device, FLOATS, -1, -1)
     if residual_MN is not None:
         check("residual", residual_MN, x_MN.device, FLOATS, *x_MN.shape)
     return x_MN.shape
+
+
+# The operators of kernels/fp8.py, which hand codes around as bytes.
+def operator_quantize(
+    x_MN: Tensor,
+    previous_PQ: Tensor | None,
+    block: list[int],
+    format: str,
+    power_of_two: bool,
+    headroom: float,
+    band: list[float],
+) -> tuple[Tensor, Tensor]:
+    """(codes_MN, scale_PQ). Blocks of 1 x 128, 128 x 128 or a row; scales stick and leave headroom in squares only."""
+    codes_MN, scale_PQ, _ = _quantize(x_MN, None, previous_PQ, block, format, power_of_two, headroom, band)
+    return codes_MN, scale_PQ
+
+
+def operator_quantize_carry(
+    x_MN: Tensor,
+    residual_MN: Tensor,
+    previous_PQ: Tensor | None,
+    block: list[int],
+    format: str,
+    power_of_two: bool,
+    headroom: float,
+    band: list[float],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(codes_MN, scale_PQ, left_MN) of x + residual."""
+    codes_MN, scale_PQ, left_MN = _quantize(x_MN, residual_MN, previous_PQ, block, format, power_of_two, headroom, band)
+    assert left_MN is not None
+    return codes_MN, scale_PQ, left_MN
+
+
+def _quantize(
+    x_MN: Tensor,
+    residual_MN: Tensor | None,
+    previous_PQ: Tensor | None,
+    block: list[int],
+    format: str,
+    power_of_two: bool,
+    headroom: float,
+    band: list[float],
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    chosen = BY_NAME[format]
+    if tuple(block) == (128, 128):
+        room = (headroom, band[0], band[1])
+        made = quantize_squares(x_MN, chosen, power_of_two, residual_MN, previous_PQ, room)
+    elif block[0] != 1:
+        raise ValueError(f"block: expected (1, 128), (128, 128) or a row on CUDA, got {tuple(block)}")
+    elif previous_PQ is not None or headroom != 1.0:
+        raise ValueError("previous, headroom: expected blocks of (128, 128) on CUDA")
+    else:
+        made = quantize_rows(x_MN, block[1], chosen, power_of_two, residual_MN)
+    return made[0].view(torch.uint8), made[1], made[2]

@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from seedthink.kernels.triton.fp8 import FORMATS
-from seedthink.kernels.triton.launch import Config, ceil_div, check, config, launch
+from seedthink.kernels.triton.fp8 import BY_NAME, FORMATS
+from seedthink.kernels.triton.launch import Config, ceil_div, check, check_fp8, config, launch
 from seedthink.kernels.triton.matmul import FEW_ROWS, tile_of
 
 CONFIGS = (
@@ -23,7 +23,7 @@ CONFIGS = (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _fp8_matmul(
     x_ptr: tl.tensor,
     x_scale_ptr: tl.tensor,
@@ -74,6 +74,7 @@ def fp8_matmul(
     config: Config | None = None,
 ) -> Tensor:
     """y_TN of `dtype` from codes and their scales. ValueError names the argument that does not fit."""
+    check_fp8(x_TK.device)
     formats = tuple(FORMATS)
     check("x", x_TK, x_TK.device, formats, -1, -1)
     (rows, depth), columns = x_TK.shape, w_NK.shape[0]
@@ -86,3 +87,10 @@ def fp8_matmul(
     args = (x_TK, x_scale_TQ, w_NK, w_scale_PQ, y_TN, rows, columns, depth)
     launch(_fp8_matmul, (tiles,), *args, config=chosen, WHOLE_K=depth % 128 == 0, BLOCK_K=128)
     return y_TN
+
+
+def operator_fp8_linear(
+    x_TK: Tensor, x_scale_TQ: Tensor, w_NK: Tensor, w_scale_PQ: Tensor, x_format: str, w_format: str
+) -> Tensor:
+    """`fp8_matmul` for the operator of kernels/fp8_linear.py, which hands codes around as bytes."""
+    return fp8_matmul(x_TK.view(BY_NAME[x_format]), x_scale_TQ, w_NK.view(BY_NAME[w_format]), w_scale_PQ)

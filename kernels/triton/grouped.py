@@ -27,7 +27,7 @@ GATE_UP_CONFIGS = (  # two accumulators: half the columns, and fewer still where
     config("wgmma, chains of 16", warps=4, stages=4, BLOCK_M=64, BLOCK_N=64, BLOCK_K=64),
 )
 ACT_CONFIGS = (config("wgmma, chains of 16", warps=8, stages=4, BLOCK_M=128, BLOCK_N=128, BLOCK_K=64), *GATE_UP_CONFIGS)
-SINGLE_CONFIGS = (config("float32, one chain", warps=4, stages=2, BLOCK_M=32, BLOCK_N=64, BLOCK_K=16),)
+SINGLE_CONFIGS = (config("float32, one chain", warps=4, stages=2, BLOCK_M=32, BLOCK_N=64, BLOCK_K=32),)
 GRADIENT_CONFIGS = (
     config("chains over rows", warps=8, stages=3, BLOCK_M=128, BLOCK_N=128, BLOCK_K=64),
     config("chains over rows", warps=4, stages=3, BLOCK_M=64, BLOCK_N=128, BLOCK_K=64),

@@ -1,7 +1,7 @@
 """What stands between an operator and its Triton kernels: configurations as data, argument checks, the launch.
 
-Numbers of rows are never specialised (`do_not_specialize`): a kernel is compiled once for a model, not once for a batch
-size, and a row meets the same instructions whatever stands beside it. Addresses are 64-bit where a row number enters.
+Numbers of rows are not specialised (`do_not_specialize`) where a row's sums could depend on it: a row meets the same
+instructions whatever stands beside it. Addresses are 64-bit where a row number enters.
 An index that a CPU operator refuses by its value (a target, a position, a page) cannot be refused here without waiting
 for the device: it is never read through, and its row becomes NaN.
 """
@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from seedthink.errors import DeviceError
 
 FLOATS = (torch.float32, torch.bfloat16)
 INTERPRETED_PROCESSORS = 3  # of the "device" that TRITON_INTERPRET runs on: few, so that persistent loops go round
@@ -82,3 +84,9 @@ def processors(device: torch.device) -> int:
         return INTERPRETED_PROCESSORS
     count: int = torch.cuda.get_device_properties(device).multi_processor_count
     return count
+
+
+def check_fp8(device: torch.device) -> None:
+    """DeviceError where the hardware has no conversion to E4M3."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+        raise DeviceError(f"FP8 kernels need compute capability 8.9 or newer, {device} is older")

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from seedthink.kernels.triton.fp8 import constants_of, finite_bits, over_scale, scale_for
-from seedthink.kernels.triton.launch import FLOATS, Config, ceil_div, check, config, launch, power_of_two
+from seedthink.kernels.triton.launch import FLOATS, Config, ceil_div, check, check_fp8, config, launch, power_of_two
 
 WIDEST = 16384  # columns: what one program's registers hold
 PARTS = 512  # programs of the backward, where there are rows enough
@@ -121,6 +121,10 @@ def _backward(
         weight = tl.load(weight_ptr + column, mask=live, other=0.0).to(tl.float32)
         rstd = tl.load(rstd_ptr + row)
         mean = tl.sum(dy * weight * x, axis=0) * rstd * rstd * rstd / D
+        if BLOCK > 8192:  # the rows would not stay in the registers: they are read again, out of L2
+            dy = tl.load(dy_ptr + start + column, mask=live, other=0.0, cache_modifier=".cg").to(tl.float32)
+            x = tl.load(x_ptr + start + column, mask=live, other=0.0, cache_modifier=".cg").to(tl.float32)
+            weight = tl.load(weight_ptr + column, mask=live, other=0.0, cache_modifier=".cg").to(tl.float32)
         dx = dy * weight * rstd - x * mean
         dweight += dy * x * rstd
         if ADD:
@@ -176,6 +180,7 @@ def quantized(
     Quantised is what `forward` would store, up to a last bit: here a row's sum goes block by block. sum is None without
     delta.
     """
+    check_fp8(x_TD.device)
     _check_rows(x_TD, weight_D)
     if delta_TD is not None:
         check("delta", delta_TD, x_TD.device, (x_TD.dtype,), *x_TD.shape)

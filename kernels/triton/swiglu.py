@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from seedthink.kernels.triton.fp8 import constants_of, finite_bits, over_scale, scale_for
-from seedthink.kernels.triton.launch import FLOATS, Config, ceil_div, check, config, launch
+from seedthink.kernels.triton.launch import FLOATS, Config, ceil_div, check, check_fp8, config, launch
 
 CONFIGS = (
     config("elementwise", warps=4, ROWS=4, BLOCK=256),
@@ -126,6 +126,7 @@ def quantized(
     config: Config = QUANTIZE_CONFIGS[0],
 ) -> tuple[Tensor, Tensor]:
     """(codes_TI of `format`, scale float32 [T, ceil(I / 128)]): the bits of `forward`, then of `quantize_rows`."""
+    check_fp8(gate_up_T_2I.device)
     rows, width = _sizes(gate_up_T_2I)
     blocks = ceil_div(width, 128)
     codes_TI = gate_up_T_2I.new_empty((rows, width), dtype=format)
