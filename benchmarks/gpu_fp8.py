@@ -199,7 +199,7 @@ def _product(rows: int, columns: int, depth: int) -> Made:
 
 
 def _scaled_mm(xq: Tensor, xs: Tensor, wq: Tensor, ws: Tensor) -> Call:
-    """torch's blockwise product: scales of x lie row after row, those of w along the depth, four or a multiple of it."""
+    """torch's blockwise product: scales of x lie row after row, those of w along the depth, a multiple of four."""
     from torch.nn.functional import ScalingType, scaled_mm
 
     how = (xs.t().contiguous().t(), ScalingType.BlockWise1x128, ws.t(), ScalingType.BlockWise128x128)
