@@ -83,7 +83,7 @@ def _made(lengths: list[int], masked: bool, rectangle: tuple[int, int] | None) -
             peers["powers"] = [compiled(_by_powers, *shapes[0])]
             elsewhere["jax"] = partial(_jax_us, *shapes[0])
     calls = [_kernel(batch) for batch in batches]
-    return Made({"cuda": calls}, peers, partial(_check, batches[0]), bytes=moved, elsewhere=elsewhere)
+    return Made({"cuda": calls}, peers, partial(_check, batches[0]), moved, elsewhere=elsewhere, peers_within=1e-4)
 
 
 def _rectangle(count: int, length: int, masked: bool) -> Made:

@@ -155,7 +155,7 @@ def _permute(tokens: int, width: int) -> Made:
 
     moved = 2.0 * tokens * width * (1 + K) + 4 * tokens * K
     peers = {"index_select": [lambda: x.index_select(0, index)]}
-    return Made({name: [call] for name, call in ours.items()}, peers, check, bytes=moved)
+    return Made({name: [call] for name, call in ours.items()}, peers, check, bytes=moved, peers_within=0.0)
 
 
 def _sum_rows(y: Tensor, weight: Tensor, index: Tensor) -> Tensor:
@@ -187,7 +187,8 @@ def _combine(tokens: int, width: int) -> Made:
 
     ours = {name: [partial(run, name, y, weight, row, token)] for name in ("cuda", "triton")}
     peers = {"eager": [lambda: _sum_rows(y, weight, index)], "compile": [compiled(_sum_rows, y, weight, index)]}
-    return Made(ours, peers, check, bytes=2.0 * tokens * width * (1 + K) + 8 * tokens * K)
+    moved = 2.0 * tokens * width * (1 + K) + 8 * tokens * K
+    return Made(ours, peers, check, bytes=moved, peers_within=1e-2)
 
 
 def _combine_backward(tokens: int, width: int) -> Made:
@@ -258,7 +259,7 @@ def _experts(tokens: int, width: int, inner: int) -> Made:
         "compile": [compiled(grouped, x, weight)],
     }
     ours: dict[str, list[Call]] = {"triton": [lambda: run(x, weight, offsets, row, token)]}
-    return Made(ours, peers, check, flops=6.0 * tokens * K * width * inner)
+    return Made(ours, peers, check, flops=6.0 * tokens * K * width * inner, peers_within=1e-2)
 
 
 def _experts_in_float(

@@ -24,10 +24,11 @@ class Made:
     bytes: float = 0.0
     flops: float = 0.0
     elsewhere: dict[str, Callable[[], float]] = field(default_factory=dict)  # peers that time themselves, microseconds
+    peers_within: float | None = None  # relative error of a peer's first result against ours; None: not comparable
 
     def rows(self, start: dict[str, Any], ceilings: dict[str, float]) -> list[dict[str, Any]]:
         """Check, then time, everything."""
-        timed = {name: _timed(calls) for name, calls in self.peers.items()}
+        timed = {name: self._peer(calls) for name, calls in self.peers.items()}
         timed |= {name: _guarded(clock) for name, clock in self.elsewhere.items()}
         rows = []
         for name, calls in self.ours.items():
@@ -43,6 +44,16 @@ class Made:
                 if "us" in other and "us" in row
             }
         return rows
+
+    def _peer(self, calls: Sequence[Call]) -> dict[str, Any]:
+        def check() -> str:
+            if self.peers_within is None:
+                return ""
+            mine, theirs = (_first(each[0]()).flatten() for each in (next(iter(self.ours.values())), calls))
+            return near("against ours", theirs, mine, self.peers_within)
+
+        wrong = _first_line(check)
+        return {"status": "FAIL", "reason": wrong} if wrong else _timed(calls)
 
     def _rates(self, row: dict[str, Any], ceilings: dict[str, float]) -> dict[str, float]:
         seconds = min(row["us"], row.get("graph_us", row["us"])) / 1e6
@@ -65,6 +76,10 @@ class Case:
     reach: str
     prepare: Callable[[], Made]
     seconds: float = 15.0  # it may take
+
+
+def _first(result: Any) -> Tensor:
+    return result if isinstance(result, Tensor) else result[0]
 
 
 def _timed(calls: Sequence[Call]) -> dict[str, Any]:

@@ -22,13 +22,14 @@ GROUP = 128  # columns that share a scale in the fused operations
 
 
 def _launch(name: str, first: Tensor, *args: Any) -> None:
-    """Call `_C.name(*args, stream)`; DeviceError where the library was built without nvcc."""
+    """Call `_C.name(*args, stream)` on the device of `first`; DeviceError where the library was built without nvcc."""
     call: Callable[..., None] | None = getattr(_C, name, None)
     if call is None:
         raise DeviceError(
             f"{name}: this build has no CUDA kernels; see `seedthink doctor`, or move the tensors to the CPU"
         )
-    call(*args, torch.cuda.current_stream(first.device).cuda_stream)
+    with torch.cuda.device(first.device):
+        call(*args, torch.cuda.current_stream().cuda_stream)
 
 
 def _bytes(size: int, like: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ inline void require(cudaError_t status, const char* operation, const char* what)
     throw std::runtime_error(std::string(operation) + " on CUDA: " + what + ": " + cudaGetErrorString(status));
 }
 
-// One call: checks tensors, makes their device the current one while it lives, and reports a failed launch.
+// One call: checks the driver and the tensors, and reports a failed launch. The caller has made the tensors' device the
+// current one: this library has a CUDA runtime of its own, and only torch can put torch's device back.
 class DeviceCall {
  public:
   DeviceCall(const char* operation, const View& first, int64_t stream)
@@ -25,14 +26,7 @@ class DeviceCall {
     require(cudaGetDeviceCount(&count), operation, "no usable CUDA driver (check nvidia-smi)");
     if (count == 0) throw std::runtime_error(std::string(operation) + " on CUDA: no device (check nvidia-smi)");
     ST_CHECK(first.cuda, operation, ": expected CUDA tensors");
-    require(cudaGetDevice(&before_), operation, "no current device");
-    if (before_ != device_) require(cudaSetDevice(device_), operation, "cannot select the tensors' device");
   }
-  ~DeviceCall() {
-    if (before_ != device_) cudaSetDevice(before_);
-  }
-  DeviceCall(const DeviceCall&) = delete;
-  DeviceCall& operator=(const DeviceCall&) = delete;
 
   // View::check for a tensor on this call's device.
   void check(const View& view, const char* what, Dtype dtype, std::initializer_list<int64_t> sizes) const {
@@ -48,7 +42,7 @@ class DeviceCall {
 
  private:
   const char* operation_;
-  int device_, before_ = 0;
+  int device_;
 };
 
 inline int64_t padded(int64_t bytes) { return (bytes + 255) / 256 * 256; }

@@ -17,6 +17,13 @@ constexpr int kStrip = 32 * kQuad;                     // tokens of a warp that 
 constexpr int kStrips = 4;                             // strips of a warp
 constexpr int kChunk = kGaeWarps * kStrips * kStrip;   // tokens of a block
 
+// Blocks that a multiprocessor is to hold at a time. Compiled for Ampere, three would spill registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kGaeBlocks = 2;
+#else
+constexpr int kGaeBlocks = 3;
+#endif
+
 struct State {
   float policy, critic, next;
 };
@@ -290,7 +297,7 @@ __device__ inline State state_behind(const Workspace& work, int32_t first, int32
 }
 
 // One block per chunk.
-__global__ void __launch_bounds__(kGaeThreads, 3) scan_chunks(Problem p, Workspace work) {
+__global__ void __launch_bounds__(kGaeThreads, kGaeBlocks) scan_chunks(Problem p, Workspace work) {
   __shared__ int32_t ticket;
   __shared__ Map maps[kGaeWarps];
   __shared__ State entering;

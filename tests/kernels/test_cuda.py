@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,16 @@ def test_without_a_driver_every_kernel_says_so() -> None:
 def test_a_build_without_nvcc_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DeviceError, match="seedthink doctor"):
         cuda.permute(torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32))
+
+
+@no_device
+def test_the_benchmark_lists_its_rows_and_refuses_to_run_without_a_device() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py")]
+    listed = subprocess.run([*command, "--dry-run"], check=True, capture_output=True, text=True, timeout=120).stdout
+    operations = ("gae", "route", "permute", "combine", "fp8 1x128", "rms_norm + fp8", "experts", "fp8 product")
+    assert [name for name in operations if f"\n{name} " not in f"\n{listed}"] == []
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (refused.returncode, refused.stdout.count("\n")) == (1, 1) and "no CUDA device" in refused.stdout
 
 
 @on_device
