@@ -61,11 +61,15 @@ struct Call {
   }
 };
 
+template <int DISTANCE>
+inline vi swapped(vi v) {
+  return reinterpret_cast<vi>(swap_lanes<DISTANCE>(reinterpret_cast<vf>(v)));
+}
 inline int reduce_max(vi v) {
-  v = max(v, __builtin_shuffle(v, kSwap8));
-  v = max(v, __builtin_shuffle(v, kSwap4));
-  v = max(v, __builtin_shuffle(v, kSwap2));
-  v = max(v, __builtin_shuffle(v, kSwap1));
+  v = max(v, swapped<8>(v));
+  v = max(v, swapped<4>(v));
+  v = max(v, swapped<2>(v));
+  v = max(v, swapped<1>(v));
   return v[0];
 }
 

@@ -84,7 +84,10 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "linear_input_grad": (f32(6, 5), f32(5, 8), F32),
     "linear_weight_grad": (f32(6, 5), f32(6, 8), torch.bfloat16),
     "linear_logprob": (f32(6, 8), f32(5, 8), meta(6, dtype=I64), 1.0, F32),
-    "linear_logprob_backward": (f32(6), f32(6), f32(6, 8), f32(5, 8), meta(6, dtype=I64), 1.0, torch.bfloat16),
+    "linear_logprob_backward": (
+        *(f32(6), f32(6), f32(6, 8), f32(5, 8), meta(6, dtype=I64)),
+        *(meta(6, 4, dtype=torch.float64), 1.0, torch.bfloat16),
+    ),
     "experts": (f32(6, 8), *PLACES, f32(4, 6, 8), f32(4, 8, 3), torch.bfloat16),
     "experts_backward": (f32(6, 8), f32(6, 8), *PLACES, f32(4, 6, 8), f32(4, 8, 3), f32(12, 6), torch.bfloat16),
     "attend_packed": (f32(6, 4, 16), f32(6, 2, 16), f32(6, 2, 16), i32(3), i32(2), 0.3, True),
@@ -188,7 +191,7 @@ def test_the_operator_of_fp8_hands_codes_around_as_bytes() -> None:
 
 def test_an_operator_loads_no_kernel_before_a_cuda_tensor_asks_for_it() -> None:
     names = ", ".join(
-        f"seedthink.kernels.{name}" for name in ("norm", "activation", "rope", "linear", "logprob", "moe")
+        f"seedthink.kernels.{name}" for name in ("norm", "activation", "rope", "linear", "logprob", "experts")
     )
     code = f"import sys, {names}\nprint(*[name for name in sys.modules if name.startswith('seedthink.kernels.triton')])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
