@@ -28,7 +28,10 @@ class Comparison:
 
 
 def comparison(runs: Sequence[RunData]) -> Comparison:
-    """Compare runs by held-out accuracy over training time and over steps."""
+    """Compare runs by held-out accuracy over training time and over steps.
+
+    A step of rl and one of sft are different things: only runs of the first one's command share the steps' axis.
+    """
     shown = list(runs[:MOST])
     names = labels(shown)
     time_series: list[Series] = []
@@ -40,7 +43,8 @@ def comparison(runs: Sequence[RunData]) -> Comparison:
         minutes = [(row["seconds"] / 60, mean) for row, mean, _, _ in found]
         steps = [(float(row["step"]), mean) for row, mean, _, _ in found]
         time_series.append(Series(label, minutes, css, bars=bars, dots=True))
-        step_series.append(Series(label, steps, css, bars=bars, dots=True))
+        if run.command == shown[0].command:
+            step_series.append(Series(label, steps, css, bars=bars, dots=True))
     return Comparison(
         tuple(_row(run, label, f"c{at}") for at, (run, label) in enumerate(zip(shown, names, strict=True), start=1)),
         line_chart(time_series, shown=percent, bounds=(0, 1), x_label="minutes"),

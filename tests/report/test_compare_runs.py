@@ -24,6 +24,13 @@ def test_runs_are_told_apart_by_results_and_by_settings(tmp_path: Path) -> None:
     assert both.by_time.count("<path") == both.by_step.count("<path") == 2 and "at minutes" in both.by_time
 
 
+def test_steps_of_another_command_do_not_share_the_axis(tmp_path: Path) -> None:
+    runs = [read_run(write_run(tmp_path / name, steps=40)) for name in ("rl", "sft")]
+    runs[1].summary["command"] = "sft"
+    both = comparison(runs)
+    assert both.by_time.count("<path") == 2 and both.by_step.count("<path") == 1
+
+
 def test_runs_of_one_name_carry_their_parents(tmp_path: Path) -> None:
     runs = [read_run(write_run(tmp_path / seed / "rl", steps=2)) for seed in ("s0", "s1")]
     assert labels(runs) == ["s0/rl", "s1/rl"]
