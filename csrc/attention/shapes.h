@@ -43,6 +43,7 @@ inline void check_packed(const View& q_TNH, const View& k_TnH, const View& v_TnH
   v_TnH.check("v", Dtype::f32, {q_TNH.size[0], k_TnH.size[1], q_TNH.size[2]});
   check_heads(q_TNH.size[1], k_TnH.size[1], q_TNH.size[2]);
   cu_seqlens_B1.check("cu_seqlens", Dtype::i32, {-1});
+  ST_CHECK(cu_seqlens_B1.size[0] >= 1, "cu_seqlens: needs at least one entry");
   check_bounds("cu_seqlens", cu_seqlens_B1, cu_seqlens_B1.size[0] - 1, q_TNH.size[0]);
   check_prefix(prefix_B, cu_seqlens_B1.size[0] - 1);
 }
