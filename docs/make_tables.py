@@ -137,15 +137,18 @@ def made(name: str, results: Path) -> str:
     """The table of one results file, or of each device in a folder of them."""
     if (results / name).is_dir():
         found = [json.loads(path.read_text()) for path in sorted((results / name).glob("*.json"))]
-        return "\n\n".join(f"**{heading(each['environment'])}**\n\n{TABLES[name](each['rows'])}" for each in found)
+        return "\n\n".join(f"**{heading(each)}**\n\n{TABLES[name](each['rows'])}" for each in found)
     path = results / f"{name}.json"
     return TABLES[name](json.loads(path.read_text())["rows"]) if path.exists() else "Not measured."
 
 
-def heading(environment: Mapping[str, Any]) -> str:
-    """What a device's numbers were taken on."""
+def heading(found: Mapping[str, Any]) -> str:
+    """What a device's numbers were taken on, and how much other processes used meanwhile."""
+    environment = found["environment"]
     words = [environment["device"], environment["device_class"], f"{environment['threads']} threads"]
-    return ", ".join([*words, f"torch {environment['packages']['torch']}", environment["date"]])
+    words += [f"torch {environment['packages']['torch']}", environment["date"]]
+    busiest = max((row["cores_used_elsewhere"] or 0.0 for row in found["rows"]), default=0.0)
+    return ", ".join([*words, f"other processes used up to {busiest:.1f} cores"])
 
 
 def filled(text: str, results: Path) -> str:

@@ -23,6 +23,7 @@ KERNEL = {
     "dtype": "float32",
     "seconds": {"median": 2e-3, "p20": 1.5e-3, "p80": 8e-4},
     "of_ceiling": 0.62,
+    "cores_used_elsewhere": 0.31,
     "ratios": {"eager": {"median": 3.0, "p20": 2.9, "p80": 3.1}},
 }
 
@@ -53,7 +54,7 @@ def test_a_table_of_kernels_has_a_part_for_each_device(tmp_path: Path) -> None:
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "a.json").write_text(json.dumps({"environment": ENVIRONMENT, "rows": [KERNEL]}))
     assert make_tables().made("kernels", tmp_path) == (
-        "**A CPU, avx2, 2 threads, torch 2.13.0, 2026-01-02**\n\n"
+        "**A CPU, avx2, 2 threads, torch 2.13.0, 2026-01-02, other processes used up to 0.3 cores**\n\n"
         "| operation | shape | dtype | time (p20 to p80) | of ceiling | peers take |\n"
         "| --- | --- | --- | --- | --- | --- |\n"
         "| gae | B=2 T=8 | float32 | 2 ms (1.5 ms to 800 us) | 62 % | eager 3x |"

@@ -48,7 +48,7 @@ def compiled(formula: Formula) -> Formula:
 
 def trained(formula: Formula, leaves: Sequence[Tensor], grads: Sequence[Tensor]) -> Run:
     """Forward and backward of `formula(*leaves)`, to the leaves' gradients. grads: one per output of the formula."""
-    own = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+    own = [leaf.detach().requires_grad_() for leaf in leaves]  # the same memory
 
     def run() -> Outputs:
         with torch.enable_grad():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from seedthink.autotune.timing import Spread
+from seedthink.autotune.timing import QUIET_CORES, Spread
 from seedthink.bench.rows import Row
 
 WIDE = 200  # characters of a table that is not read on a terminal
@@ -58,6 +58,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
         f"{row.tflop_per_second:.3g}" if row.tflop_per_second and row.matmul_flops_per_second else ""
     ),
     "of ceiling": lambda row: f"{100 * row.of_ceiling:.0f} %" if row.of_ceiling else "",
+    "others": lambda row: f"{row.cores_used_elsewhere:.1f}" if row.cores_used_elsewhere is not None else "",
     "error": lambda row: f"{row.error:.1e}" if row.error is not None else "",
     "peak": lambda row: f"{row.peak_bytes / 2**20:.3g} MiB" if row.peak_bytes else "",
     "peers take": _peers,
@@ -78,3 +79,10 @@ def show(rows: Sequence[Row], console: Console | None = None) -> None:
         ends = at + 1 == len(rows) or rows[at + 1].place != row.place or rows[at + 1].op != row.op
         table.add_row(*(cell(row) for cell in COLUMNS.values()), style=style, end_section=ends)
     console.print(table)
+    disturbed = [row for row in rows if (row.cores_used_elsewhere or 0.0) > QUIET_CORES]
+    if disturbed:
+        busiest = max(row.cores_used_elsewhere or 0.0 for row in disturbed)
+        console.print(
+            f"{len(disturbed)} of {len(rows)} rows were taken while other processes used up to {busiest:.1f} cores: their "
+            "times and ratios say little. Threads that wait for each other suffer most from a crowd."
+        )

@@ -33,9 +33,9 @@ def cases(shapes: Shapes, device: str) -> Iterator[Case]:
         place = {"T": tokens, "D": sizes[0], "I": sizes[1], "E": sizes[2], "K": sizes[3]}
         for dtype in DTYPES:
             least, memory = work(tokens, *sizes, dtype), 3.0 * 4 * shapes.experts * shapes.width * shapes.expert_width
-            yield Case("experts", place, dtype, least, partial(prepare, tokens, *sizes, dtype), 3 * memory)
+            yield Case("experts", place, dtype, least, partial(prepare, tokens, *sizes, dtype), 2.5 * memory)
             both = Work(3 * least.bytes, 3 * least.flops, dtype)
-            yield Case("experts_train", place, dtype, both, partial(prepare_train, tokens, *sizes, dtype), 7 * memory)
+            yield Case("experts_train", place, dtype, both, partial(prepare_train, tokens, *sizes, dtype), 4.5 * memory)
 
 
 def work(tokens: int, width: int, inner: int, experts: int, k: int, dtype: str) -> Work:
@@ -63,9 +63,8 @@ class Inputs:
         self.bounds, self.counts_E, self.row_TK = offsets_E1.tolist(), counts_E, row_TK
         self.weight_R = self.weight_TK.view(-1)[row_TK.view(-1).argsort()]
 
-    def rounded(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows and weights in the dtype of the product."""
-        return self.x_TD.to(self.compute), self.gate_up.to(self.compute), self.down.to(self.compute)
+        # Rows and weights in the dtype of the product, for the peers.
+        self.rounded = tuple(each.to(self.compute) for each in (self.x_TD, self.gate_up, self.down))
 
 
 def prepare(tokens: int, width: int, inner: int, experts: int, k: int, dtype: str, draw: Draw) -> Prepared:
@@ -74,8 +73,8 @@ def prepare(tokens: int, width: int, inner: int, experts: int, k: int, dtype: st
     return Prepared(
         ours={draw.device.type: lambda: own(inputs)},
         peers={
-            "eager": lambda: partial(as_outputs, partial(loop, inputs), *inputs.rounded()),
-            "grouped_mm": lambda: partial(as_outputs, partial(grouped, inputs), *inputs.rounded()),
+            "eager": lambda: partial(as_outputs, partial(loop, inputs), *inputs.rounded),
+            "grouped_mm": lambda: partial(as_outputs, partial(grouped, inputs), *inputs.rounded),
             "transformers": lambda: transformers(inputs),
         },
         error=against(partial(reference, inputs), rows=CHECKED),
@@ -97,7 +96,7 @@ def prepare_train(tokens: int, width: int, inner: int, experts: int, k: int, dty
         return rows_alone(trained(formula, (inputs.x_TD, inputs.gate_up, inputs.down), [grad_TD]))
 
     def peer(formula: Callable[..., Tensor]) -> Run:
-        return rows_alone(trained(partial(formula, inputs), inputs.rounded(), [grad_TD.to(inputs.compute)]))
+        return rows_alone(trained(partial(formula, inputs), inputs.rounded, [grad_TD.to(inputs.compute)]))
 
     return Prepared(
         ours={draw.device.type: ours},
@@ -137,7 +136,7 @@ def transformers(inputs: Inputs) -> Run:
     with needs("transformers"):
         from transformers import Qwen3MoeConfig
         from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
-    x_TD, gate_up, down = inputs.rounded()
+    x_TD, gate_up, down = inputs.rounded
     config = Qwen3MoeConfig(
         hidden_size=down.shape[1],
         moe_intermediate_size=down.shape[2],
