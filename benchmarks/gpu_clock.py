@@ -2,7 +2,8 @@
 
 Stream times: launches are queued behind a kernel that sleeps, so the device never waits for the host, and a time is
 what one call adds to a busy stream. Graph times: the same calls captured once and replayed, without the launches' gaps.
-Calls go round over several sets of buffers, which together are larger than three times the last cache.
+No call finds its inputs in the last cache: it is emptied before each sample, and the calls of a sample go round over sets
+of buffers, as many as there are calls or as exceed the cache three times.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ def time_in_stream(calls: Sequence[Call]) -> dict[str, float]:
     count = _count(calls)
     found = []
     for _ in range(SAMPLES):
+        _empty_cache()
         torch.cuda._sleep(SLEEP_CYCLES_PER_CALL * count)
         found.append(_elapsed(lambda: [calls[i % len(calls)]() for i in range(count)]) / count)
     return _summary(found) | {"calls": count * SAMPLES}
@@ -34,7 +36,7 @@ def time_in_stream(calls: Sequence[Call]) -> dict[str, float]:
 
 def time_in_graph(calls: Sequence[Call]) -> dict[str, float]:
     """The same inside a CUDA graph. RuntimeError where the calls cannot be captured."""
-    count = max(len(calls), 20)
+    count = max(len(calls), 20)  # a sample's calls; few sets are large ones
     for call in calls:
         call()
     torch.cuda.synchronize()
@@ -42,9 +44,22 @@ def time_in_graph(calls: Sequence[Call]) -> dict[str, float]:
     with torch.cuda.graph(graph):
         kept = [calls[i % len(calls)]() for i in range(count)]
     graph.replay()
-    found = [_elapsed(graph.replay) / count for _ in range(SAMPLES)]
+    found = []
+    for _ in range(SAMPLES):
+        _empty_cache()
+        torch.cuda._sleep(SLEEP_CYCLES_PER_CALL * 4)
+        found.append(_elapsed(graph.replay) / count)
     del kept
     return _summary(found)
+
+
+def _last_cache() -> int:
+    size: int = torch.cuda.get_device_properties(0).L2_cache_size
+    return size
+
+
+def _empty_cache() -> None:
+    torch.empty(3 * _last_cache(), dtype=torch.uint8, device="cuda").zero_()
 
 
 def _elapsed(work: Call) -> float:
@@ -66,9 +81,8 @@ def _summary(found: list[float]) -> dict[str, float]:
 
 
 def rotations(bytes_of_a_set: float) -> int:
-    """Sets of buffers that exceed three times the last cache together."""
-    cache = torch.cuda.get_device_properties(0).L2_cache_size
-    return max(1, min(32, -(-3 * cache // max(1, int(bytes_of_a_set)))))
+    """Sets of buffers that exceed three times the last cache together, or one for each call of a sample."""
+    return max(1, min(MOST_CALLS, -(-3 * _last_cache() // max(1, int(bytes_of_a_set)))))
 
 
 def copy_rate() -> float:

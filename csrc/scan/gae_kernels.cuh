@@ -40,7 +40,7 @@ struct Problem {
   float *advantage, *returns;
   float gamma;
   int32_t sequences, tokens;
-  bool wide;  // whether every fourth token may be read as the first of a 16-byte load
+  bool wide;  // whether every fourth token begins at a multiple of 16 bytes (of the mask: of 4)
 };
 
 // Chunks of sequence b are slots first_slot(b) and following, the one at the sequence's end first. With a null `ticket`
@@ -128,70 +128,144 @@ __device__ inline Place place_of(const Problem& p, int32_t slot, bool planned) {
   return {b, slot, first, start, max(start, last - kChunk), last};
 }
 
-// Four tokens of a lane in the order in which they are walked, from the sequence's end on. Which of them count is a bit
-// for each, kept apart: the bits of all strips share a register.
+using Floats = Pack<float, kQuad>;
+
+// Four tokens of a lane, as they lie in memory; they are walked backwards. Which of them count is a bit for each, kept
+// apart: the bits of all strips share a register.
 struct Quad {
-  float reward[kQuad], value[kQuad];
+  Floats reward, value;
 };
 
 __device__ inline uint32_t counted_in(uint32_t counted, int strip) {
   return (counted >> (strip * kQuad)) & ((1u << kQuad) - 1u);
 }
 
-// Tokens t, t - 1, t - 2, t - 3; below `begin` there is nothing that counts. `wide`: t + 1 is a multiple of four.
-__device__ inline uint32_t load_quad(const Problem& p, int32_t t, int32_t begin, bool wide, Quad& q) {
-  uint32_t counted = 0;
-  if (wide && t - (kQuad - 1) >= begin) {
-    const auto reward = load_pack<float, kQuad>(p.reward + t - (kQuad - 1));
-    const auto value = load_pack<float, kQuad>(p.value + t - (kQuad - 1));
-    Pack<uint8_t, kQuad> mask{{1, 1, 1, 1}};
-    if (p.mask != nullptr) mask = load_pack<uint8_t, kQuad>(p.mask + t - (kQuad - 1));
+// Where a warp's tokens lie: strips that end before stop, stop - kStrip, ..., of which those below `begin` do not exist.
+struct Range {
+  int32_t begin, stop;
+  int32_t shift;  // tokens by which a lane's four lie behind a multiple of four
+  bool wide;      // whether whole strips move 16 bytes at a time: aligned quads that cover them exist
+
+  __device__ int32_t first(int s) const {  // of a lane's four tokens in strip s
+    return stop - s * kStrip - (static_cast<int32_t>(threadIdx.x % 32) + 1) * kQuad;
+  }
+  __device__ bool whole(int s) const { return wide && stop - (s + 1) * kStrip >= begin; }
+};
+
+__device__ inline Range range_before(const Problem& p, int32_t stop, int32_t begin) {
+  const int32_t shift = stop & (kQuad - 1), covered = shift != 0 ? stop - shift + kQuad : stop;
+  return {begin, stop, shift, p.wide && covered <= p.tokens};
+}
+
+// Values k, k + 1, k + 2, k + 3 (0 < k < 4) of a lane's four and those behind them in memory, which the lane below holds;
+// of lane 0 they are `edge`.
+__device__ inline Floats shifted(const Floats& mine, const Floats& edge, int32_t k) {
+  float row[2 * kQuad - 1];
 #pragma unroll
-    for (int j = 0; j < kQuad; ++j) {
-      q.reward[j] = reward.at[kQuad - 1 - j];
-      q.value[j] = value.at[kQuad - 1 - j];
-      counted |= static_cast<uint32_t>(mask.at[kQuad - 1 - j] != 0) << j;
-    }
-    return counted;
+  for (int i = 0; i < kQuad; ++i) row[i] = mine.at[i];
+#pragma unroll
+  for (int i = 0; i < kQuad - 1; ++i) {
+    const float below = __shfl_up_sync(kWarp, mine.at[i], 1);
+    row[kQuad + i] = threadIdx.x % 32 != 0 ? below : edge.at[i];
   }
 #pragma unroll
+  for (int i = 0; i < 2 * kQuad - 2; ++i) row[i] = (k & 1) != 0 ? row[i + 1] : row[i];
+#pragma unroll
+  for (int i = 0; i < kQuad; ++i) row[i] = (k & 2) != 0 ? row[i + 2] : row[i];
+  return {{row[0], row[1], row[2], row[3]}};
+}
+
+__device__ inline Floats of_last_lane(const Floats& x) {
+  return {{__shfl_sync(kWarp, x.at[0], 31), __shfl_sync(kWarp, x.at[1], 31), __shfl_sync(kWarp, x.at[2], 31), 0.f}};
+}
+
+__device__ inline uint32_t mask_bits(const uint8_t* p) {
+  const auto bytes = load_pack<uint8_t, kQuad>(p);
+  uint32_t bits = 0;
+#pragma unroll
+  for (int i = 0; i < kQuad; ++i) bits |= static_cast<uint32_t>(bytes.at[i] != 0) << i;
+  return bits;
+}
+
+// The aligned quad that begins `shift` tokens before the lane's four, or those four one by one. Returns what counts.
+__device__ inline uint32_t load_quad(const Problem& p, const Range& range, int s, Quad& q) {
+  const int32_t first = range.first(s);
+  if (range.whole(s)) {
+    q = {load_pack<float, kQuad>(p.reward + first - range.shift), load_pack<float, kQuad>(p.value + first - range.shift)};
+    return p.mask != nullptr ? mask_bits(p.mask + first - range.shift) : (1u << kQuad) - 1u;
+  }
+  uint32_t counted = 0;
+#pragma unroll
   for (int j = 0; j < kQuad; ++j) {
-    const bool inside = t - j >= begin;
-    q.reward[j] = inside ? p.reward[t - j] : 0.f;
-    q.value[j] = inside ? p.value[t - j] : 0.f;
-    counted |= static_cast<uint32_t>(inside && (p.mask == nullptr || p.mask[t - j] != 0)) << j;
+    const int32_t t = first + j;
+    const bool inside = t >= range.begin;
+    q.reward.at[j] = inside ? p.reward[t] : 0.f;
+    q.value.at[j] = inside ? p.value[t] : 0.f;
+    counted |= static_cast<uint32_t>(inside && (p.mask == nullptr || p.mask[t] != 0)) << j;
   }
   return counted;
 }
 
-__device__ inline void store_quad(float* to, const float (&from)[kQuad], int32_t t, int32_t begin, bool wide) {
-  if (wide && t - (kQuad - 1) >= begin) {
-    store_pack<float, kQuad>(to + t - (kQuad - 1), {{from[3], from[2], from[1], from[0]}});
-    return;
+// All strips of a warp. Aligned quads become the lanes' own: the quads of a strip's first lane continue in the last lane
+// of the strip before it, those of the first strip in one more quad.
+__device__ inline uint32_t load_strips(const Problem& p, const Range& range, Quad (&quad)[kStrips]) {
+  uint32_t counted = 0;
+#pragma unroll
+  for (int s = 0; s < kStrips; ++s) counted |= load_quad(p, range, s, quad[s]) << (s * kQuad);
+  if (range.shift == 0 || !range.whole(0)) return counted;
+  const int32_t behind = range.stop - range.shift;
+  uint32_t own = 0, edges = p.mask != nullptr ? mask_bits(p.mask + behind) : (1u << kQuad) - 1u;
+  edges |= __shfl_sync(kWarp, counted, 31) << kQuad;
+  const uint32_t below = __shfl_up_sync(kWarp, counted, 1);
+#pragma unroll
+  for (int s = kStrips - 1; s >= 0; --s) {
+    uint32_t bits = counted_in(counted, s);
+    if (range.whole(s)) {
+      const Quad edge = s > 0 ? Quad{of_last_lane(quad[s - 1].reward), of_last_lane(quad[s - 1].value)}
+                              : Quad{load_pack<float, kQuad>(p.reward + behind), load_pack<float, kQuad>(p.value + behind)};
+      quad[s] = {shifted(quad[s].reward, edge.reward, range.shift), shifted(quad[s].value, edge.value, range.shift)};
+      bits |= counted_in(threadIdx.x % 32 != 0 ? below : edges, s) << kQuad;
+      bits = (bits >> range.shift) & ((1u << kQuad) - 1u);
+    }
+    own |= bits << (s * kQuad);
+  }
+  return own;
+}
+
+// Aligned stores take their first values from this lane and the others from the lane below; the strip's two ends are
+// written one by one.
+__device__ inline void store_quad(float* to, const Floats& from, const Range& range, int s) {
+  const int32_t lane = threadIdx.x % 32, first = range.first(s), ahead = kQuad - range.shift;
+  const bool whole = range.whole(s);
+  if (whole) {
+    if (range.shift == 0) return store_pack<float, kQuad>(to + first, from);
+    const Floats both = shifted(from, from, ahead);
+    if (lane != 0) store_pack<float, kQuad>(to + first + ahead, both);
   }
 #pragma unroll
-  for (int j = 0; j < kQuad; ++j)
-    if (t - j >= begin) to[t - j] = from[j];
+  for (int j = 0; j < kQuad; ++j) {
+    const bool end = lane == 0 ? j >= ahead : lane == 31 && j < ahead;
+    if (whole ? end : first + j >= range.begin) to[first + j] = from.at[j];
+  }
 }
 
 struct Decay {
   float gamma, policy, critic;
 };
 
-// What a lane knows before it knows its warp's state, for each strip.
+// What a lane knows before it knows its warp's state, for each strip. It waits in shared memory: registers are scarce.
 struct Ahead {
-  Pair (*before)[kGaeThreads];  // [kStrips], in shared memory: what stands before the lane in the warp
-  float next[kStrips];          // the value that the lane's first counted token sees
-  uint32_t fresh;               // a bit for each strip: whether no token before the lane counts in the warp
+  Pair before[kStrips][kGaeThreads];  // what stands before the lane in the warp
+  float next[kStrips][kGaeThreads];   // the value that the lane's first counted token sees
 };
 
 // The lane's four tokens as one map, given the next value; the warp's first counted token passes on what enters.
 __device__ inline Pair quad_map(const Quad& q, uint32_t counted, const Decay& decay, float next, bool fresh) {
   Pair m{1.f, 0.f, 1.f, 0.f};
 #pragma unroll
-  for (int j = 0; j < kQuad; ++j) {
+  for (int j = kQuad - 1; j >= 0; --j) {
     if (((counted >> j) & 1u) == 0) continue;
-    const float gain = q.reward[j] - q.value[j];
+    const float gain = q.reward.at[j] - q.value.at[j];
     if (fresh) {
       m.bp = m.bc = gain;
     } else {
@@ -199,13 +273,15 @@ __device__ inline Pair quad_map(const Quad& q, uint32_t counted, const Decay& de
       m = {decay.policy * m.ap, fmaf(decay.policy, m.bp, delta), decay.critic * m.ac, fmaf(decay.critic, m.bc, delta)};
     }
     fresh = false;
-    next = q.value[j];
+    next = q.value.at[j];
   }
   return m;
 }
 
-// Scans the strips of a warp, the one nearest to the sequence's end first. Returns the map of the whole warp.
-__device__ inline Map warp_map(const Quad (&quad)[kStrips], uint32_t counted, const Decay& decay, Ahead& ahead) {
+// Scans the strips of a warp, the one nearest to the sequence's end first. Returns the map of the whole warp; `firsts` has
+// a bit for each strip in which no token before the lane counts in the warp.
+__device__ inline Map warp_map(const Quad (&quad)[kStrips], uint32_t counted, const Decay& decay, Ahead& ahead,
+                                uint32_t& firsts) {
   const int lane = threadIdx.x % 32;
   Pair sum{1.f, 0.f, 1.f, 0.f};
   float next = 0.f;
@@ -215,13 +291,14 @@ __device__ inline Map warp_map(const Quad (&quad)[kStrips], uint32_t counted, co
     const uint32_t mine_counted = counted_in(counted, s);
     float last = 0.f;
 #pragma unroll
-    for (int j = 0; j < kQuad; ++j) last = ((mine_counted >> j) & 1u) != 0 ? quad[s].value[j] : last;
+    for (int j = kQuad - 1; j >= 0; --j) last = ((mine_counted >> j) & 1u) != 0 ? quad[s].value.at[j] : last;
     const unsigned lanes = __ballot_sync(kWarp, mine_counted != 0), below = lanes & ((1u << lane) - 1u);
     const float from_below = __shfl_sync(kWarp, last, below != 0 ? 31 - __clz(below) : 0);
     const bool first = fresh && below == 0;
-    ahead.fresh |= static_cast<uint32_t>(first) << s;
-    ahead.next[s] = below != 0 ? from_below : next;
-    const Pair mine = warp_scan(quad_map(quad[s], mine_counted, decay, ahead.next[s], first));
+    firsts |= static_cast<uint32_t>(first) << s;
+    const float seen = below != 0 ? from_below : next;
+    ahead.next[s][threadIdx.x] = seen;
+    const Pair mine = warp_scan(quad_map(quad[s], mine_counted, decay, seen, first));
     const Pair before = shuffle(mine, lane > 0 ? lane - 1 : 0);
     ahead.before[s][threadIdx.x] = lane > 0 ? compose(before, sum) : sum;
     sum = compose(shuffle(mine, 31), sum);
@@ -235,29 +312,29 @@ __device__ inline Map warp_map(const Quad (&quad)[kStrips], uint32_t counted, co
 }
 
 // The state behind a lane's tokens of strip s, given the one behind the warp.
-__device__ inline State state_of_lane(const Decay& decay, const Ahead& ahead, int s, const State& behind) {
-  if (((ahead.fresh >> s) & 1u) != 0) return behind;
+__device__ inline State state_of_lane(const Decay& decay, const Ahead& ahead, int s, bool first, const State& behind) {
+  if (first) return behind;
   const Pair m = ahead.before[s][threadIdx.x];
   const float enters = decay.gamma * behind.next;
   return {fmaf(m.ap, fmaf(decay.policy, behind.policy, enters), m.bp),
-          fmaf(m.ac, fmaf(decay.critic, behind.critic, enters), m.bc), ahead.next[s]};
+          fmaf(m.ac, fmaf(decay.critic, behind.critic, enters), m.bc), ahead.next[s][threadIdx.x]};
 }
 
 // Walks a lane's tokens from the state behind them and writes.
 __device__ inline void finish_quad(const Problem& p, const Quad& q, uint32_t counted, const Decay& decay, State at,
-                                   int32_t t, int32_t begin, bool wide) {
-  float advantage[kQuad], returns[kQuad];
+                                   const Range& range, int s) {
+  Floats advantage, returns;
 #pragma unroll
-  for (int j = 0; j < kQuad; ++j) {
+  for (int j = kQuad - 1; j >= 0; --j) {
     if (((counted >> j) & 1u) != 0) {
-      const float delta = fmaf(decay.gamma, at.next, q.reward[j] - q.value[j]);
-      at = {fmaf(decay.policy, at.policy, delta), fmaf(decay.critic, at.critic, delta), q.value[j]};
+      const float delta = fmaf(decay.gamma, at.next, q.reward.at[j] - q.value.at[j]);
+      at = {fmaf(decay.policy, at.policy, delta), fmaf(decay.critic, at.critic, delta), q.value.at[j]};
     }
-    advantage[j] = at.policy;
-    returns[j] = q.value[j] + at.critic;
+    advantage.at[j] = at.policy;
+    returns.at[j] = q.value.at[j] + at.critic;
   }
-  store_quad(p.advantage, advantage, t, begin, wide);
-  store_quad(p.returns, returns, t, begin, wide);
+  store_quad(p.advantage, advantage, range, s);
+  store_quad(p.returns, returns, range, s);
 }
 
 __device__ inline void leave_map(const Workspace& work, int32_t slot, const Map& map) {
@@ -301,7 +378,7 @@ __global__ void __launch_bounds__(kGaeThreads, kGaeBlocks) scan_chunks(Problem p
   __shared__ int32_t ticket;
   __shared__ Map maps[kGaeWarps];
   __shared__ State entering;
-  __shared__ Pair before[kStrips][kGaeThreads];
+  __shared__ Ahead ahead;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const bool planned = work.ticket != nullptr;
   if (planned && threadIdx.x == 0) ticket = atomicAdd(work.ticket, 1);
@@ -311,16 +388,12 @@ __global__ void __launch_bounds__(kGaeThreads, kGaeBlocks) scan_chunks(Problem p
     if (planned && threadIdx.x == 0) leave_map(work, at.slot, identity());
     return;
   }
-  const bool wide = p.wide && at.stop % kQuad == 0;
   const Decay decay{p.gamma, p.gamma * p.lambda_policy[at.sequence], p.gamma * p.lambda_critic[at.sequence]};
-  const int32_t t = at.stop - 1 - warp * (kStrips * kStrip) - lane * kQuad;
+  const Range range = range_before(p, at.stop - warp * (kStrips * kStrip), at.begin);
   Quad quad[kStrips];
-  Ahead ahead{before, {}, 0};
-  uint32_t counted = 0;
-#pragma unroll
-  for (int s = 0; s < kStrips; ++s)
-    counted |= load_quad(p, t - s * kStrip, at.begin, wide, quad[s]) << (s * kQuad);
-  const Map mine = warp_map(quad, counted, decay, ahead);
+  uint32_t firsts = 0;
+  const uint32_t counted = load_strips(p, range, quad);
+  const Map mine = warp_map(quad, counted, decay, ahead, firsts);
   if (lane == 0) maps[warp] = mine;
   __syncthreads();
   if (warp == 0) {
@@ -338,8 +411,8 @@ __global__ void __launch_bounds__(kGaeThreads, kGaeBlocks) scan_chunks(Problem p
   for (int i = 0; i < warp; ++i) behind = apply(maps[i], behind);
 #pragma unroll
   for (int s = 0; s < kStrips; ++s)
-    finish_quad(p, quad[s], counted_in(counted, s), decay, state_of_lane(decay, ahead, s, behind), t - s * kStrip,
-                at.begin, wide);
+    finish_quad(p, quad[s], counted_in(counted, s), decay,
+                state_of_lane(decay, ahead, s, ((firsts >> s) & 1u) != 0, behind), range, s);
 }
 
 }  // namespace seedthink::cuda

@@ -73,7 +73,10 @@ int main() {
     many.run(masked, true, true);
     std::printf("%g\n", many.difference());
     expect(many.advantage == alone, "a sequence has the same bits with and without tickets, with wide and narrow loads");
+    longs.run(masked, true, false);
+    const auto narrow = longs.returns;
     longs.run(masked, true, true);
+    expect(longs.returns == narrow, "aligned quads hold the tokens of sequences that end anywhere");
     std::printf("%g\n", longs.difference());
     const std::vector<float> part(longs.advantage.begin() + 4107, longs.advantage.begin() + 13107);
     Batch one({9000}, false);
