@@ -85,36 +85,109 @@ inline float fma(float a, float b, float c) {
 #endif
 }
 
-// a > b ? a : b and a < b ? a : b, for NaN and zeros of both signs, too. By intrinsics: GCC takes a choice between vectors
-// that the machine does not have apart into single lanes. (A mask of ones, because GCC 12 warns otherwise.)
+// Below AVX-512 a vector is worked on in parts that the machine has: GCC takes a choice, a comparison or a shuffle of a
+// vector that it has not apart into single lanes.
+#if defined(__AVX__)
+using Part = __m256;
+inline Part max(Part a, Part b) { return _mm256_max_ps(a, b); }
+inline Part min(Part a, Part b) { return _mm256_min_ps(a, b); }
+inline Part above(Part a, Part b) { return _mm256_cmp_ps(a, b, _CMP_GT_OQ); }
+inline Part level(Part a, Part b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
+inline uint32_t signs(Part x) { return static_cast<uint32_t>(_mm256_movemask_ps(x)); }
+inline Part swap_4(Part x) { return _mm256_permute2f128_ps(x, x, 1); }
+inline Part swap_2(Part x) { return _mm256_permute_ps(x, 0x4e); }
+inline Part swap_1(Part x) { return _mm256_permute_ps(x, 0xb1); }
+#else
+using Part = __m128;
+inline Part max(Part a, Part b) { return _mm_max_ps(a, b); }
+inline Part min(Part a, Part b) { return _mm_min_ps(a, b); }
+inline Part above(Part a, Part b) { return _mm_cmpgt_ps(a, b); }
+inline Part level(Part a, Part b) { return _mm_cmpeq_ps(a, b); }
+inline uint32_t signs(Part x) { return static_cast<uint32_t>(_mm_movemask_ps(x)); }
+inline Part swap_2(Part x) { return _mm_shuffle_ps(x, x, 0x4e); }
+inline Part swap_1(Part x) { return _mm_shuffle_ps(x, x, 0xb1); }
+#endif
+union Parts {
+  static constexpr int kCount = sizeof(vf) / sizeof(Part), kWidth = kLanes / kCount;
+  vf all;
+  vi bits;
+  Part part[kCount];
+};
+template <typename F>
+inline Parts by_parts(const F& f, vf a, vf b) {
+  Parts x{a}, y{b};
+  for (int i = 0; i < Parts::kCount; ++i) x.part[i] = f(x.part[i], y.part[i]);
+  return x;
+}
+
+// a > b ? a : b and a < b ? a : b, for NaN and zeros of both signs, too. (A mask of ones: GCC 12 warns otherwise.)
 inline vf max(vf a, vf b) {
 #if defined(__AVX512F__)
   return (vf)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
 #endif
-  union { vf all; __m128 quarter[4]; } x{a}, y{b};
-  for (int i = 0; i < 4; ++i) x.quarter[i] = _mm_max_ps(x.quarter[i], y.quarter[i]);
-  return x.all;
+  return by_parts([](Part x, Part y) { return max(x, y); }, a, b).all;
 }
 inline vf min(vf a, vf b) {
 #if defined(__AVX512F__)
   return (vf)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b);
 #endif
-  union { vf all; __m128 quarter[4]; } x{a}, y{b};
-  for (int i = 0; i < 4; ++i) x.quarter[i] = _mm_min_ps(x.quarter[i], y.quarter[i]);
-  return x.all;
+  return by_parts([](Part x, Part y) { return min(x, y); }, a, b).all;
 }
 
-// Each lane gets the value of the lane DISTANCE (8, 4, 2 or 1) to its side. Below AVX-512 by quarters, for the same reason.
+// All bits of the lanes of a that are above, or level with, those of b.
+inline vi above(vf a, vf b) {
+#if defined(__AVX512F__)
+  return a > b;
+#endif
+  return by_parts([](Part x, Part y) { return above(x, y); }, a, b).bits;
+}
+inline vi level(vf a, vf b) {
+#if defined(__AVX512F__)
+  return a == b;
+#endif
+  return by_parts([](Part x, Part y) { return level(x, y); }, a, b).bits;
+}
+
+// a where `truth` has all bits of a lane set, b where it has none.
+inline vf select(vi truth, vf a, vf b) {
+#if defined(__AVX512F__)
+  return truth ? a : b;
+#endif
+  return reinterpret_cast<vf>((reinterpret_cast<vi>(a) & truth) | (reinterpret_cast<vi>(b) & ~truth));
+}
+
+// The sign bit of each lane, lane 0 lowest.
+inline uint32_t signs(vi x) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask((__m512i)x);
+#endif
+  Parts parts;
+  parts.bits = x;
+  uint32_t found = 0;
+  for (int i = 0; i < Parts::kCount; ++i) found |= signs(parts.part[i]) << (Parts::kWidth * i);
+  return found;
+}
+
+// Each lane gets the value of the lane DISTANCE (8, 4, 2 or 1) to its side.
 template <int DISTANCE>
 inline vf swap_lanes(vf v) {
 #if defined(__AVX512F__)
   constexpr vi kLane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   return __builtin_shuffle(v, kLane ^ DISTANCE);
 #endif
-  union { vf all; __m128 quarter[4]; } from{v}, to;
-  for (int i = 0; i < 4; ++i) {
-    const __m128 q = from.quarter[DISTANCE >= 4 ? i ^ (DISTANCE / 4) : i];
-    to.quarter[i] = DISTANCE == 2 ? _mm_shuffle_ps(q, q, 0x4e) : DISTANCE == 1 ? _mm_shuffle_ps(q, q, 0xb1) : q;
+  Parts from{v}, to;
+  for (int i = 0; i < Parts::kCount; ++i) {
+    const Part part = from.part[DISTANCE >= Parts::kWidth ? i ^ (DISTANCE / Parts::kWidth) : i];
+    if constexpr (DISTANCE == 1)
+      to.part[i] = swap_1(part);
+    else if constexpr (DISTANCE == 2)
+      to.part[i] = swap_2(part);
+#if defined(__AVX__)
+    else if constexpr (DISTANCE == 4)
+      to.part[i] = swap_4(part);
+#endif
+    else
+      to.part[i] = part;
   }
   return to.all;
 }
@@ -158,9 +231,9 @@ inline vf exp_by(const Madd& madd, vf x) {
   const vf scale_a = reinterpret_cast<vf>((half + 127) << 23);
   const vf scale_b = reinterpret_cast<vf>((exponent - half + 127) << 23);
   vf y = p * scale_a * scale_b;
-  y = x < splat(-87.3365f) ? splat(0.f) : y;
-  y = x > splat(88.7228f) ? splat(__builtin_inff()) : y;
-  return x == x ? y : x;
+  y = select(above(splat(-87.3365f), x), splat(0.f), y);
+  y = select(above(x, splat(88.7228f)), splat(__builtin_inff()), y);
+  return select(level(x, x), y, x);
 }
 
 inline vf exp(vf x) {

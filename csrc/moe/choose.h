@@ -12,39 +12,18 @@ namespace seedthink::ST_ISA {
 constexpr float kLowest = -__builtin_inff();
 constexpr int kBest = 8;  // values kept in order
 
-// Lanes of a that are above, or level with, those of b (all bits set), and the sign bits of the lanes as one number.
+inline uint64_t above_bits(vf a, vf b) {
 #if defined(__AVX512F__)
-inline vi above(vf a, vf b) { return a > b; }
-inline vi level(vf a, vf b) { return a == b; }
-inline uint64_t signs(vi x) { return _mm512_movepi32_mask((__m512i)x); }
-inline uint64_t above_bits(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ); }
-inline uint64_t level_bits(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ); }
-#else
-union Quarters {
-  vf all;
-  vi truth;
-  __m128 quarter[4];
-};
-inline vi above(vf a, vf b) {
-  Quarters x{a}, y{b};
-  for (int i = 0; i < 4; ++i) x.quarter[i] = _mm_cmpgt_ps(x.quarter[i], y.quarter[i]);
-  return x.truth;
-}
-inline vi level(vf a, vf b) {
-  Quarters x{a}, y{b};
-  for (int i = 0; i < 4; ++i) x.quarter[i] = _mm_cmpeq_ps(x.quarter[i], y.quarter[i]);
-  return x.truth;
-}
-inline uint64_t signs(vi truth) {
-  Quarters x;
-  x.truth = truth;
-  uint64_t found = 0;
-  for (int i = 0; i < 4; ++i) found |= static_cast<uint64_t>(_mm_movemask_ps(x.quarter[i])) << (4 * i);
-  return found;
-}
-inline uint64_t above_bits(vf a, vf b) { return signs(above(a, b)); }
-inline uint64_t level_bits(vf a, vf b) { return signs(level(a, b)); }
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ);
 #endif
+  return signs(above(a, b));
+}
+inline uint64_t level_bits(vf a, vf b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ);
+#endif
+  return signs(level(a, b));
+}
 
 // The vector at p, of which n lanes exist, if any; the others read as the lowest value.
 inline vf load_or_lowest(const float* p, int64_t n) {
@@ -124,7 +103,7 @@ inline float kth_largest(const float* key, int64_t n, int64_t k) {
     for_vectors(n, [&](int64_t i, int live) {
       const vf x = load_some(key + i, live);
       gone += __builtin_popcountll((above_bits(x, last) | level_bits(x, last)) & ((uint64_t{1} << live) - 1));
-      store_some(rest + i, x >= last ? splat(kLowest) : x, live);
+      store_some(rest + i, select(above(last, x), x, splat(kLowest)), live);
     });
     if (gone >= k) return best[kBest - 1];
     key = rest;

@@ -44,7 +44,7 @@ struct Halves {  // even elements, then odd ones
   static vu rounded(vf x) {
     const vu u = reinterpret_cast<vu>(x);
     const vu near = u + 0x7fffu + ((u >> 16) & 1u);
-    return x == x ? near : u | 0x400000u;
+    return reinterpret_cast<vu>(select(level(x, x), reinterpret_cast<vf>(near), reinterpret_cast<vf>(u | 0x400000u)));
   }
 };
 
