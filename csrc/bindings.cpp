@@ -8,6 +8,7 @@
 #include "common/isa.h"
 #include "common/pool.h"
 #include "common/view.h"
+#include "fp8/fp8.h"
 #include "heads/heads.h"
 #include "linear/linear.h"
 #include "linear/pairs.h"
@@ -134,6 +135,16 @@ PYBIND11_MODULE(_C, m) {
   ST_DEF(route_backward);
   ST_DEF(experts_forward);
   ST_DEF(experts_backward);
+
+  // fp8
+  ST_DEF(fp8_quantize);
+  ST_DEF(fp8_dequantize);
+  ST_DEF(fp8_feedback);
+  ST_DEF(fp8_linear);
+  ST_DEF(fp8_linear_pitch);
+  m.def("fp8_delta_count", &seedthink::fp8_delta_count, release());
+  m.def("fp8_delta_write", &seedthink::fp8_delta_write, release());
+  m.def("fp8_delta_apply", &seedthink::fp8_delta_apply, release());
 
   // heads of the model
   ST_DEF(row_logprob_forward);
