@@ -176,7 +176,7 @@ def quality(kind: str, rows: int, width: int, publishes: int) -> dict[str, Any]:
         found[f"{name}_error"] = relative_error(weight, dequantize_fp8(last[name]), fresh)
         found[f"{name}_changed"] = sum(shares[name]) / publishes
         found[f"{name}_message"] = sum(messages[name]) / publishes
-    both = dequantize_fp8(last["fed_kept"]) + dequantize_fp8(fp8_residual(weight, last["fed_kept"]))
+    both = dequantize_fp8(last["fed_kept"]) + dequantize_fp8(fp8_residual(weight, last["fed_kept"], factor))
     found["residual_error"] = relative_error(weight, both, fresh)
     found["predicted_error"] = output_error(weight, dequantize_fp8(last["fed_kept"]), gram.mean())
     return found | {"fed_ratio": found["fed_error_first"] / found["plain_error_first"]}

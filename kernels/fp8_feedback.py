@@ -114,8 +114,9 @@ def quantize_fp8_feedback(
     plain = quantize_fp8(weight_NK, block, format, power_of_two, headroom, old_scale, BAND)
     old = None
     if previous is not None:
-        if previous.codes.shape != weight_NK.shape or previous.codes.dtype != plain.codes.dtype:
-            raise ValueError(f"previous: {previous.format} {list(previous.codes.shape)} does not fit the weight")
+        if previous.codes.shape != weight_NK.shape or previous[2:] != plain[2:] or previous.format != format:
+            kind = f"{previous.format} {list(previous.codes.shape)} in blocks of {previous.block}"
+            raise ValueError(f"previous: {kind} does not fit the weight, the format or the block")
         old = previous.codes.view(torch.uint8)
     codes_NK: Tensor = _feedback(
         weight_NK.float(), factor_KK, plain.scale, list(block), format, old, old_scale, float(hysteresis)
@@ -123,16 +124,14 @@ def quantize_fp8_feedback(
     return Fp8(codes_NK.view(FORMATS[format]), plain.scale, plain.block)
 
 
-def fp8_residual(weight_NK: Tensor, main: Fp8, previous: Fp8 | None = None) -> Fp8:
+def fp8_residual(weight_NK: Tensor, main: Fp8, factor_KK: Tensor, previous: Fp8 | None = None) -> Fp8:
     """What `main` leaves of the weight, quantised as `main` is; the layer then computes with the sum of both.
 
-    previous: the last publish's residual, whose scales stay where they may.
+    previous: the last publish's residual, whose scales and codes stay where they may.
     """
     power_of_two = bool((torch.frexp(main.scale).mantissa == 0.5).all())
     left_NK = weight_NK.float() - dequantize_fp8(main)
-    return quantize_fp8(
-        left_NK, main.block, main.format, power_of_two, previous=None if previous is None else previous.scale
-    )
+    return quantize_fp8_feedback(left_NK, factor_KK, main.block, main.format, power_of_two, previous=previous)
 
 
 def output_error(weight_NK: Tensor, approximate_NK: Tensor, gram_KK: Tensor) -> float:

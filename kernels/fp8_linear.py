@@ -23,11 +23,11 @@ BLOCK = 128
 def reference_fp8_linear(x: Fp8, w: Fp8, dtype: torch.dtype = torch.float64) -> Tensor:
     """The formula in torch, in `dtype`."""
     y_TN = torch.zeros(x.codes.shape[0], w.codes.shape[0], dtype=dtype)
-    w_scale_NQ = w.scale.repeat_interleave(BLOCK, 0)[: w.codes.shape[0]]
+    x_scale_TQ, w_scale_NQ = x.scale.to(dtype), w.scale.to(dtype).repeat_interleave(BLOCK, 0)[: w.codes.shape[0]]
     for q in range(x.scale.shape[1]):
         at = slice(q * BLOCK, (q + 1) * BLOCK)
         part_TN = x.codes[:, at].to(dtype) @ w.codes[:, at].to(dtype).T
-        y_TN += part_TN * (x.scale[:, q, None] * w_scale_NQ[:, q])
+        y_TN += part_TN * (x_scale_TQ[:, q, None] * w_scale_NQ[:, q])
     return y_TN
 
 

@@ -102,10 +102,13 @@ void fp8_linear(const View& x_TK, const View& x_scale_TQ, const View& w_NK, cons
   if (T == 0 || N == 0) return;
   const Problem problem{x_TK.as<uint8_t>(), w_NK.as<uint8_t>(), x_scale_TQ.as<float>(), w_scale_PQ.as<float>(),
                         cells.as<uint32_t>(), y_TN.as<float>(), T, K, N, Q, pitch};
-  with_format("x", x_TK, [&](auto x) {
-    with_format("w", w_NK, [&](auto w) {
+  with_format("x", x_TK, [&](auto x_format) {
+    using X = decltype(x_format);
+    with_format("w", w_NK, [&](auto w_format) {
+      using W = decltype(w_format);
       with_kind(true, [&](auto kind) {
-        if constexpr (decltype(kind)::kPerStep == 2) product<decltype(kind), decltype(x), decltype(w)>(problem);
+        using Kind = decltype(kind);
+        if constexpr (Kind::kPerStep == 2) product<Kind, X, W>(problem);
       });
     });
   });

@@ -109,7 +109,7 @@ void encode(const Call<X>& call, int64_t at, int64_t width, float scale) {
   for_vectors(width, [&](int64_t i, int live) {
     const vf x = call.template read<CARRY>(at + i, live), y = x / splat(scale);
     Rounded rounded = round_to<F>(floats(magnitude(y)));
-    const vi broken = magnitude(x) >= kInfinityBits;
+    [[maybe_unused]] const vi broken = magnitude(x) >= kInfinityBits;
     if constexpr (!FINITE) rounded.code = broken != 0 ? splat(kNan) : rounded.code;
     store_live(call.codes + at + i, narrow(rounded.code | sign_code(x)), live);
     if constexpr (CARRY) {

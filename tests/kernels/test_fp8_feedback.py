@@ -139,13 +139,14 @@ def test_old_codes_do_not_count_where_the_scale_has_moved() -> None:
 
 def test_a_residual_leaves_a_sixteenth_of_the_error() -> None:
     weight, gram = draw(200, 256), gram_of(256)
+    factor = feedback_factor(gram)
     for power_of_two in (False, True):
-        main = quantize_fp8_feedback(weight, feedback_factor(gram), BLOCK, power_of_two=power_of_two)
-        extra = fp8_residual(weight, main)
+        main = quantize_fp8_feedback(weight, factor, BLOCK, power_of_two=power_of_two)
+        extra = fp8_residual(weight, main, factor)
         both = dequantize_fp8(main) + dequantize_fp8(extra)
-        assert output_error(weight, both, gram) < output_error(weight, dequantize_fp8(main), gram) / 8
+        assert output_error(weight, both, gram) < output_error(weight, dequantize_fp8(main), gram) / 16
         assert (torch.frexp(extra.scale).mantissa == 0.5).all() == power_of_two
-    moved = fp8_residual(weight * 1.0001, main, extra)
+    moved = fp8_residual(weight * 1.0001, main, factor, extra)
     assert torch.equal(moved.scale, extra.scale)
 
 
@@ -185,7 +186,8 @@ def test_bad_arguments_are_named() -> None:
         ("factor: expected 2 dimensions", (weight, torch.zeros(6)), {}),
         ("weight: holds NaN or infinity", (weight * torch.inf, factor), {}),
         ("hysteresis: 0.1 steps is outside 0.5 to 2", (weight, factor), {"hysteresis": 0.1}),
-        ("previous: e4m3 .5, 6. .* does not fit", (weight, factor), {"previous": other}),
+        ("previous: e4m3 .5, 6. in blocks of .* does not fit", (weight, factor), {"previous": other}),
+        ("previous: e4m3 .4, 6. .* does not fit", (weight, factor), {"previous": quantize_fp8(weight, (1, 6))}),
         ("x: expected dtype float32 or bfloat16", (weight.double(), factor), {}),
     ]
     for message, arguments, more in cases:
