@@ -58,9 +58,61 @@ inline Rounded round_to(vf magnitude) {
 inline vi sign_code(vf y) { return (reinterpret_cast<vi>(reinterpret_cast<vu>(y) >> 24)) & 0x80; }
 inline vf with_sign(vf magnitude, vf y) { return floats(ints(magnitude) | (ints(y) & static_cast<int>(0x80000000u))); }
 
-inline vb narrow(vi code) { return __builtin_convertvector(reinterpret_cast<vu>(code), vb); }
+// Conversions between widths, which GCC 12 takes apart lane by lane where they are left to __builtin_convertvector.
+#if defined(__AVX512F__)
+constexpr __mmask16 kAll = 0xffff;  // the unmasked intrinsics make GCC 12 warn of their own undefined operand
+#endif
+union Quarters {
+  vi whole;
+#if defined(__AVX2__)
+  __m256i half[2];
+#endif
+  __m128i quarter[4];
+};
+
+// Lanes hold 0 to 255.
+inline vb narrow(vi code) {
+#if defined(__AVX512F__)
+  return (vb)_mm512_maskz_cvtepi32_epi8(kAll, (__m512i)code);
+#else
+  const Quarters q{code};
+  const __m128i low = _mm_packs_epi32(q.quarter[0], q.quarter[1]), high = _mm_packs_epi32(q.quarter[2], q.quarter[3]);
+  return (vb)_mm_packus_epi16(low, high);
+#endif
+}
+
 inline vi widen_codes(const uint8_t* p) {
+#if defined(__AVX512F__)
+  return (vi)_mm512_maskz_cvtepu8_epi32(kAll, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__AVX2__)
+  Quarters q;
+  q.half[0] = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  q.half[1] = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8)));
+  return q.whole;
+#else
   return reinterpret_cast<vi>(__builtin_convertvector(*reinterpret_cast<const vb_u*>(p), vu));
+#endif
+}
+
+// The low halves of the lanes, in order.
+inline vh low_halves(vu u) {
+#if defined(__AVX512F__)
+  return (vh)_mm512_maskz_cvtepi32_epi16(kAll, (__m512i)u);
+#elif defined(__AVX2__)
+  const Quarters q{reinterpret_cast<vi>(u & 0xffffu)};
+  return (vh)_mm256_permute4x64_epi64(_mm256_packus_epi32(q.half[0], q.half[1]), 0xd8);
+#else
+  return __builtin_convertvector(u, vh);
+#endif
+}
+
+inline vf widen_halves(const bf16* p) {
+#if defined(__AVX512F__)
+  const __m512i wide = _mm512_maskz_cvtepu16_epi32(kAll, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return (vf)_mm512_maskz_slli_epi32(kAll, wide, 16);
+#else
+  return load(p);
+#endif
 }
 
 // The value of codes 0 to 255, exact.
@@ -85,10 +137,10 @@ inline vf step_at(vf magnitude) {
 // Rows with a short last vector: lanes past `live` (1..16) read as zero and are not written.
 inline vf load_live(const float* p, int live) { return load_some(p, live); }
 inline vf load_live(const bf16* p, int live) {
-  if (live == kLanes) return load(p);
+  if (live == kLanes) return widen_halves(p);
   bf16 lane[kLanes] = {};
   std::memcpy(lane, p, live * sizeof(bf16));
-  return load(lane);
+  return widen_halves(lane);
 }
 inline vi load_codes(const uint8_t* p, int live) {
   if (live == kLanes) return widen_codes(p);
@@ -107,8 +159,11 @@ inline void store_live(float* p, vf v, int live) { store_some(p, v, live); }
 inline void store_live(bf16* p, vf v, int live) {
   const vu u = reinterpret_cast<vu>(v);
   const vu rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  const vh half = __builtin_convertvector(v == v ? rounded : (u >> 16) | 0x40u, vh);
-  std::memcpy(p, &half, live * sizeof(bf16));
+  const vh half = low_halves(v == v ? rounded : (u >> 16) | 0x40u);
+  if (live == kLanes)
+    std::memcpy(p, &half, sizeof half);
+  else
+    std::memcpy(p, &half, live * sizeof(bf16));
 }
 
 // Calls call(E4M3{}) or call(E5M2{}), whichever a tensor's dtype says.

@@ -1,4 +1,6 @@
-// Two passes over a panel of blocks that stays in the cache: the largest magnitude of each block, then its codes.
+// Two passes over a row of blocks, which stays in the cache: the largest magnitude of each block, then its codes. Rows
+// are walked in memory order through many blocks at a time: a narrow panel would be smaller, but its rows, a power of two
+// of bytes apart, would meet in a few sets of the cache.
 #include "common/pool.h"
 #include "fp8/format.h"
 #include "fp8/fp8.h"
@@ -6,31 +8,29 @@
 namespace seedthink::ST_ISA {
 namespace {
 
-constexpr int64_t kPanelElements = 65536;  // of a panel: the second pass finds it in the L2 cache
-constexpr int64_t kPanelBlocks = 32;       // side by side in a panel at most
-constexpr int64_t kGrain = 32768;          // elements for which a second thread pays
+constexpr int64_t kPanelBlocks = 32;  // side by side in a panel at most
+constexpr int64_t kGrain = 32768;     // elements for which a second thread pays
 
 int64_t ceil_div(int64_t a, int64_t b) { return a > 0 ? (a - 1) / b + 1 : 0; }
 
 // How a matrix is cut: blocks, and panels of neighbouring blocks of one row of blocks.
 struct Cut {
-  int64_t M, N, rows, columns, P, Q, group;
+  int64_t M, N, rows, columns, P, Q;
   Cut(int64_t M, int64_t N, int64_t rows, int64_t columns) : M(M), N(N) {
     ST_CHECK(rows > 0 && columns > 0, "block: ", rows, " x ", columns, " must be positive");
     this->rows = std::min(rows, std::max<int64_t>(M, 1));
     this->columns = std::min(columns, std::max<int64_t>(N, 1));
     P = ceil_div(M, rows);
     Q = ceil_div(N, columns);
-    group = std::clamp<int64_t>(kPanelElements / (this->rows * this->columns), 1, kPanelBlocks);
   }
 
   // Calls body(row of blocks, first block, end of blocks) for each panel, on all threads.
   template <typename Body>
   void each_panel(const Body& body) const {
-    const int64_t across = ceil_div(Q, group), size = rows * std::min(N, columns * group);
+    const int64_t across = ceil_div(Q, kPanelBlocks), size = rows * std::min(N, columns * kPanelBlocks);
     parallel(P * across, 1 + kGrain / (size + 1), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i)
-        body(i / across, i % across * group, std::min(Q, (i % across + 1) * group));
+        body(i / across, i % across * kPanelBlocks, std::min(Q, (i % across + 1) * kPanelBlocks));
     });
   }
 
@@ -69,15 +69,36 @@ inline int reduce_max(vi v) {
   return v[0];
 }
 
+// bfloat16 magnitudes order like their bits too, 32 to a vector; then the larger of each pair, as a float's bits.
+typedef int16_t vs __attribute__((vector_size(64)));
+typedef int16_t vs_u __attribute__((vector_size(64), aligned(2), may_alias));
+inline vi peak_halves(const bf16* x, int64_t n, vi most) {
+  vs lane[2] = {};
+  for (int64_t i = 0; i < n; i += 4 * kLanes)
+    for (int c = 0; c < 2; ++c) {
+      const vs size = *reinterpret_cast<const vs_u*>(x + i + 2 * c * kLanes) & static_cast<int16_t>(0x7fff);
+      lane[c] = size > lane[c] ? size : lane[c];
+    }
+  for (const vs each : lane) {
+    const vi pair = reinterpret_cast<vi>(each);
+    most = max(most, max(pair & 0x7fff0000, pair << 16));
+  }
+  return most;
+}
+
 // The largest magnitude, as bits: they order like the numbers, with infinity and NaN above all. FINITE skips those.
 template <bool CARRY, bool FINITE, typename X>
 vi peak(const Call<X>& call, int64_t at, int64_t width, vi most) {
+  int64_t i = 0;
+  if constexpr (!CARRY && !FINITE && std::is_same_v<X, bf16>) {
+    i = width / (4 * kLanes) * (4 * kLanes);
+    most = peak_halves(call.x + at, i, most);
+  }
   vi lane[4] = {most, most, most, most};
   const auto take = [&](int64_t i, int live, vi& into) {
     const vi size = magnitude(call.template read<CARRY>(at + i, live));
     into = max(into, FINITE ? (size < kInfinityBits ? size : splat(0)) : size);
   };
-  int64_t i = 0;
   for (; i + 4 * kLanes <= width; i += 4 * kLanes)
     for (int c = 0; c < 4; ++c) take(i + c * kLanes, kLanes, lane[c]);
   for (; i < width; i += kLanes) take(i, static_cast<int>(std::min<int64_t>(kLanes, width - i)), lane[0]);
