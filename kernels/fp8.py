@@ -9,7 +9,7 @@ blocks at the edge of a matrix are smaller.
   block of zeros has a normal scale. `power_of_two` rounds it up to a power of two, by integer arithmetic.
 - *Sticky ranges*: given the scales of the last publish, a block keeps its scale while amax stays in a band below the
   largest number. A publish after a small update then moves few codes (kernels/fp8_delta.py).
-- *Finite numbers* saturate. What is NaN or infinite becomes NaN, and does not count for the scale of its block.
+- *Finite numbers* saturate. What is NaN or infinite becomes NaN (code 0x7f), and does not count for the scale of its block.
 - *Residual carry*: what the codes leave of x is kept in bfloat16 and added to the next x, so that the error of a
   repeatedly quantised quantity does not add up.
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from seedthink import _C
-from seedthink.kernels.fp8 import BAND, FORMATS, LARGEST, Fp8, dequantize_fp8, quantize_fp8, spread
+from seedthink.kernels.fp8 import FORMATS, LARGEST, Fp8, dequantize_fp8, quantize_fp8, spread
 from seedthink.kernels.packing import panels_of
 from seedthink.kernels.registry import define
 
@@ -110,14 +110,13 @@ def quantize_fp8_feedback(
     row, its scales and the factor alone. ValueError names the argument that does not fit, or says that the weight is
     not finite.
     """
-    old_scale = None if previous is None else previous.scale
-    plain = quantize_fp8(weight_NK, block, format, power_of_two, headroom, old_scale, BAND)
-    old = None
+    old = old_scale = None
     if previous is not None:
-        if previous.codes.shape != weight_NK.shape or previous[2:] != plain[2:] or previous.format != format:
-            kind = f"{previous.format} {list(previous.codes.shape)} in blocks of {previous.block}"
-            raise ValueError(f"previous: {kind} does not fit the weight, the format or the block")
-        old = previous.codes.view(torch.uint8)
+        kind = (list(previous.codes.shape), tuple(previous.block), previous.format)
+        if kind != (wanted := (list(weight_NK.shape), tuple(block), format)):
+            raise ValueError(f"previous: {kind} does not fit {wanted}: shape, block and format")
+        old, old_scale = previous.codes.view(torch.uint8), previous.scale
+    plain = quantize_fp8(weight_NK, block, format, power_of_two, headroom, old_scale)
     codes_NK: Tensor = _feedback(
         weight_NK.float(), factor_KK, plain.scale, list(block), format, old, old_scale, float(hysteresis)
     )

@@ -129,10 +129,11 @@ template <typename F, bool CARRY, bool FINITE, typename X>
 void encode(const Call<X>& call, int64_t at, int64_t width, float scale) {
   for_vectors(width, [&](int64_t i, int live) {
     const vf x = call.template read<CARRY>(at + i, live), y = x / splat(scale);
-    Rounded rounded = round_to<F>(floats(magnitude(y)));
+    const Rounded rounded = round_to<F>(floats(magnitude(y)));
+    vi code = rounded.code | sign_code(x);
     [[maybe_unused]] const vi broken = magnitude(x) >= kInfinityBits;
-    if constexpr (!FINITE) rounded.code = broken != 0 ? splat(kNan) : rounded.code;
-    store_live(call.codes + at + i, narrow(rounded.code | sign_code(x)), live);
+    if constexpr (!FINITE) code = broken != 0 ? splat(kNan) : code;
+    store_live(call.codes + at + i, narrow(code), live);
     if constexpr (CARRY) {
       const vf left = x - with_sign(rounded.value, y) * splat(scale);
       store_live(call.left + at + i, FINITE ? left : broken != 0 ? splat(0.f) : left, live);

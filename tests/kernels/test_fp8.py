@@ -27,7 +27,7 @@ from seedthink.kernels.fp8 import (
     spread,
 )
 
-SHAPES = [(1, 1), (3, 128), (5, 129), (130, 257), (128, 1000), (259, 16)]
+SHAPES = [(1, 1), (5, 129), (130, 257), (3, 1000)]
 BLOCKS = [(1, 128), (128, 128), (1, 1000), (3, 17)]
 UNIT = torch.ones(1, 1)  # the scale one, kept whatever the numbers are
 FIXED = (0.0, float("inf"))
@@ -178,9 +178,9 @@ def test_every_code_has_torchs_value(format: str) -> None:
     torch.testing.assert_close(values, codes.float(), rtol=0, atol=0, equal_nan=True)
 
 
-DIGEST = """
-import torch, hashlib
-from seedthink.kernels.fp8 import *
+PARTS = """
+import torch
+from seedthink.kernels.fp8 import FORMATS, dequantize_fp8, quantize_fp8, quantize_fp8_carry
 x = torch.randn(133, 391, generator=torch.Generator().manual_seed(3)) * torch.logspace(-30, 30, 133)[:, None]
 x[5, 7], x[9, 9], x[100] = torch.nan, torch.inf, 0.0
 parts = []
@@ -191,17 +191,18 @@ for format in FORMATS:
             carried, left = quantize_fp8_carry(x.to(dtype), (x / 64).bfloat16(), block, format, True)
             parts += [plain.codes, plain.scale, carried.codes, carried.scale, left]
             parts += [dequantize_fp8(plain), dequantize_fp8(carried, torch.bfloat16)]
-print(hashlib.sha256(b"".join(bytes(part.view(torch.uint8).numpy()) for part in parts)).hexdigest())
+bits = b"".join(bytes(part.view(torch.uint8).numpy()) for part in parts)
 """
 
 
 def test_all_instruction_sets_give_the_same_bits() -> None:
-    found = set()
-    for isa in ("portable", "avx2", "avx512"):
+    here: dict[str, bytes] = {}
+    exec(PARTS, here)
+    for isa in ("portable", "avx2"):
+        command = [sys.executable, "-c", PARTS + "import sys\nsys.stdout.buffer.write(bits)"]
         environment = {**os.environ, "SEEDTHINK_ISA": isa}
-        done = subprocess.run([sys.executable, "-c", DIGEST], env=environment, check=True, capture_output=True, text=True)
-        found.add(done.stdout)
-    assert len(found) == 1
+        there = subprocess.run(command, env=environment, check=True, capture_output=True).stdout
+        assert there == here["bits"], isa
 
 
 def test_bits_do_not_depend_on_threads_and_rows_not_on_other_rows() -> None:
@@ -233,7 +234,7 @@ def test_what_is_not_finite_becomes_nan_and_leaves_its_block_alone(block: tuple[
     assert torch.equal(clean.scale, quantized.scale)
     values = dequantize_fp8(quantized)
     for place in places:
-        assert values[place].isnan()
+        assert values[place].isnan() and quantized.codes.view(torch.uint8)[place] == 0x7F
         values[place] = 0.0
     assert torch.equal(values, dequantize_fp8(clean))
 

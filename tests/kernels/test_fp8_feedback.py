@@ -186,8 +186,8 @@ def test_bad_arguments_are_named() -> None:
         ("factor: expected 2 dimensions", (weight, torch.zeros(6)), {}),
         ("weight: holds NaN or infinity", (weight * torch.inf, factor), {}),
         ("hysteresis: 0.1 steps is outside 0.5 to 2", (weight, factor), {"hysteresis": 0.1}),
-        ("previous: e4m3 .5, 6. in blocks of .* does not fit", (weight, factor), {"previous": other}),
-        ("previous: e4m3 .4, 6. .* does not fit", (weight, factor), {"previous": quantize_fp8(weight, (1, 6))}),
+        ("previous: ..5, 6., .* does not fit ..4, 6., .*: shape, block and format", (weight, factor), {"previous": other}),
+        ("previous: .*.1, 6., .e4m3.. does not fit", (weight, factor), {"previous": quantize_fp8(weight, (1, 6))}),
         ("x: expected dtype float32 or bfloat16", (weight.double(), factor), {}),
     ]
     for message, arguments, more in cases:
