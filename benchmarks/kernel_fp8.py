@@ -4,8 +4,8 @@ Speed: 4096 x 4096, blocks of 1 x 128 and 128 x 128, E4M3, each from float32 and
 the kernel reads and writes (x, codes, scales; with carry the residual in and out) between warm arrays with torch on the
 same threads. "eager" and "compiled" (inductor) compute the same codes, which is checked before the clock starts, and so
 is torchao's quantiser where torchao is installed. The kernel is called as users call it: it allocates its results.
-Quality: relative output error ||(Q(W) - W) X|| / ||W X|| on inputs that the Gram has not seen, and the share of codes that
-change from publish to publish, for inputs near a low-rank space and for inputs with a power-law spectrum.
+Quality: relative output error ||(Q(W) - W) X|| / ||W X|| on inputs that the Gram has not seen, and the share of codes
+that change from publish to publish, for inputs near a low-rank space and for inputs with a power-law spectrum.
 Run: `python benchmarks/kernel_fp8.py`.
 """
 
@@ -86,7 +86,10 @@ def speed(dtype: torch.dtype, block: tuple[int, int], options: argparse.Namespac
     for peer in (blockwise, compiled):
         same_codes(ours, *peer(x, block), exactly=True)
     moved = x.nbytes + ours.nbytes
-    peers: dict[str, Callable[[], object]] = {"eager": lambda: blockwise(x, block), "compiled": lambda: compiled(x, block)}
+    peers: dict[str, Callable[[], object]] = {
+        "eager": lambda: blockwise(x, block),
+        "compiled": lambda: compiled(x, block),
+    }
     if _choose_scale_float8 is not None:
         same_codes(ours, *torchao_quantize(x, block), exactly=False)
         peers["torchao"] = lambda: torchao_quantize(x, block)
@@ -127,7 +130,7 @@ def against(
 
 
 def draw_inputs(kind: str, tokens: int, width: int, generator: torch.Generator, basis_KK: Tensor) -> Tensor:
-    """Inputs of a layer: near a space of a sixteenth of the width, or with eigenvalues 1 / i; channels differ in size."""
+    """Inputs of a layer: near a space of a sixteenth of the width, or with eigenvalues 1 / i; channels differ."""
     if kind == "low rank":
         rank = width // 16
         x_TK = torch.randn(tokens, rank, generator=generator) @ basis_KK[:rank] * 4
@@ -218,12 +221,14 @@ def layer_times() -> dict[str, Any]:
 
 def print_speed(row: dict[str, Any]) -> None:
     """One line of the speed table."""
-    peers = ", ".join(f"{peer} {row[f'{peer}_ms']:.1f}" for peer in ("eager", "compiled", "torchao") if f"{peer}_ms" in row)
+    peers = ", ".join(
+        f"{peer} {row[f'{peer}_ms']:.1f}" for peer in ("eager", "compiled", "torchao") if f"{peer}_ms" in row
+    )
+    copy = f"{row['of_copy']:4.0%} of copy (least times {row['of_copy_least']:.0%})"
     print(
         f"{row['case']:>9} {row['dtype'][6:]:8} {'carry' if row['carry'] else '     '} {row['kernel_ms']:6.2f} ms "
-        f"({row['gb_per_s']:4.1f} GB/s), {row['of_copy']:4.0%} of copy (least times {row['of_copy_least']:.0%}); {peers} ms: "
-        f"{row['ratio']:.1f}x {row['best_peer']} (lowest {row['ratio_lowest']:.1f}x), "
-        f"elsewhere {row['cores_used_elsewhere']:.2f}",
+        f"({row['gb_per_s']:4.1f} GB/s), {copy}; {peers} ms: {row['ratio']:.1f}x {row['best_peer']} "
+        f"(lowest {row['ratio_lowest']:.1f}x), elsewhere {row['cores_used_elsewhere']:.2f}",
         flush=True,
     )
 
@@ -257,7 +262,7 @@ def main() -> None:
                 rows.append(measure(dtype, block, options))
                 print_speed(rows[-1])
     for kind in ("low rank", "power law"):
-        rows.append(row := quality(kind, 1024, 2048, 5))
+        rows.append(row := quality(kind, 1024, 2048, 20))
         print(kind, {key: f"{value:.4g}" for key, value in row.items() if isinstance(value, float)}, flush=True)
     rows.append(layer_times())
     print(rows[-1], flush=True)

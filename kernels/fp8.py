@@ -9,7 +9,7 @@ blocks at the edge of a matrix are smaller.
   block of zeros has a normal scale. `power_of_two` rounds it up to a power of two, by integer arithmetic.
 - *Sticky ranges*: given the scales of the last publish, a block keeps its scale while amax stays in a band below the
   largest number. A publish after a small update then moves few codes (kernels/fp8_delta.py).
-- *Finite numbers* saturate. What is NaN or infinite becomes NaN (code 0x7f), and does not count for the scale of its block.
+- *Finite numbers* saturate. What is NaN or infinite becomes NaN (code 0x7f) and does not count for its block's scale.
 - *Residual carry*: what the codes leave of x is kept in bfloat16 and added to the next x, so that the error of a
   repeatedly quantised quantity does not add up.
 
@@ -123,9 +123,10 @@ def quantize_fp8_carry(
 ) -> tuple[Fp8, Tensor]:
     """(y quantised, what its codes leave of it) for y = x + residual; the rest as `quantize_fp8`.
 
-    residual_MN: bfloat16 [M, N], zeros at first, then what the last call returned. The values handed out over many calls
-    add up to the sum of all x, short of the last residual and of its rounding to bfloat16. This serves a quantity that
-    is quantised again and again while it moves slowly (weights at each publish); it does nothing for a single use.
+    residual_MN: bfloat16 [M, N], zeros at first, then what the last call returned. The values handed out over many
+    calls add up to the sum of all x, short of the last residual and of rounding residuals to bfloat16. This serves a
+    quantity that is quantised again and again while it moves slowly (weights at each publish); it does nothing for a
+    single use.
     Where x is not finite the residual starts again at zero.
     """
     codes_MN, scale_PQ, left_MN = _quantize_carry(

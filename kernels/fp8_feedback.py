@@ -6,9 +6,9 @@ moment G = E[x x^T]. With the factorisation G = (I + U) S (I + U)^T, U strictly 
 leaves sum_k S[k] (rounding error of column k)^2. That is GPTQ (Frantar et al. 2022, arXiv:2210.17323), in the form that
 Chee et al. 2023 (QuIP, arXiv:2307.13304) show to be the same codes: one Cholesky factor, no inverse.
 
-At each publish plain feedback would change many codes, because a code that moves moves the targets behind it. *Hysteresis
-inside the recursion* stops that: an old code stays while the target is within 0.75 steps of it, and its error, a little
-larger, is handed on like any other. Scales are sticky (kernels/fp8.py).
+At each publish plain feedback would change many codes, because a code that moves moves the targets behind it.
+*Hysteresis inside the recursion* stops that: an old code stays while the target is within 0.75 steps of it, and its
+error, a little larger, is handed on like any other. Scales are sticky (kernels/fp8.py).
 A layer that is still too far off gets a *residual*: a second FP8 matrix, of W - Q(W).
 """
 
@@ -39,7 +39,7 @@ class ActivationGram:
         self._sum_KK = torch.zeros(width, width)
 
     def update(self, x_TK: Tensor) -> None:
-        """Add a batch of inputs, any floating dtype. ValueError where it holds NaN or infinity; the Gram is then unchanged."""
+        """Add a batch of inputs, any floating dtype. ValueError, and no change, where it holds NaN or infinity."""
         width = len(self._sum_KK)
         if x_TK.dim() != 2 or x_TK.shape[1] != width:
             raise ValueError(f"x: expected shape [T, {width}], got {list(x_TK.shape)}")
@@ -58,8 +58,8 @@ class ActivationGram:
 def feedback_factor(gram_KK: Tensor, damping: float = 0.01) -> Tensor:
     """U^T of the damped Gram, for `quantize_fp8_feedback`: row k holds what column k takes of the errors before it.
 
-    damping: share of the mean diagonal that is added to the diagonal. It bounds how hard a column is bent to correct others,
-    and makes directions that were never seen harmless. One factor serves all layers with the same input.
+    damping: share of the mean diagonal that is added to the diagonal. It bounds how hard a column is bent to correct
+    others, and makes directions that were never seen harmless. One factor serves all layers with the same input.
     """
     if not damping > 0.0:
         raise ValueError(f"damping: {damping} must be positive")

@@ -39,9 +39,7 @@ def fp8_linear(x: Fp8, w: Fp8) -> Tensor:
     for what, block, wanted in (("x", x.block, (1, BLOCK)), ("w", w.block, (BLOCK, BLOCK))):
         if tuple(block) != wanted:
             raise ValueError(f"{what}: expected blocks of {wanted}, got {tuple(block)}")
-    y_TN: Tensor = _linear(
-        x.codes.view(torch.uint8), x.scale, w.codes.view(torch.uint8), w.scale, x.format, w.format
-    )
+    y_TN: Tensor = _linear(x.codes.view(torch.uint8), x.scale, w.codes.view(torch.uint8), w.scale, x.format, w.format)
     return y_TN
 
 

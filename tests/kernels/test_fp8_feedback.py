@@ -43,7 +43,10 @@ def plain_and_fed(weight: Tensor, gram: Tensor) -> tuple[Fp8, Fp8]:
 def test_two_columns_by_hand() -> None:
     # Inputs are (a, a): the second column must make good what the first one missed. Scale 1: the codes near 17 are 16
     # and 18 (17 goes to the even 16), so the second column aims at 17 + 1 and finds it.
-    weight, gram = torch.tensor([[17.0, 17.0, 448.0]]), torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    weight, gram = (
+        torch.tensor([[17.0, 17.0, 448.0]]),
+        torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]),
+    )
     fed = quantize_fp8_feedback(weight, feedback_factor(gram, damping=1e-6), (1, 3))
     assert dequantize_fp8(fed).tolist() == [[16.0, 18.0, 448.0]]
     assert dequantize_fp8(quantize_fp8(weight, (1, 3))).tolist() == [[16.0, 16.0, 448.0]]
@@ -68,7 +71,9 @@ def test_codes_are_those_of_the_textbook(n: int, k: int, format: str) -> None:
     # A target at a middle may round either way, and moves the targets behind it.
     rows = (fed.codes.float() != truth.float()).any(1)
     assert rows.sum() <= 0.1 * n
-    ours, theirs = (output_error(weight, value, gram) for value in (dequantize_fp8(fed), dequantize_fp8(Fp8(truth, *fed[1:]))))
+    ours, theirs = (
+        output_error(weight, value, gram) for value in (dequantize_fp8(fed), dequantize_fp8(Fp8(truth, *fed[1:])))
+    )
     assert abs(ours - theirs) <= 0.01 * theirs
 
 
@@ -186,7 +191,11 @@ def test_bad_arguments_are_named() -> None:
         ("factor: expected 2 dimensions", (weight, torch.zeros(6)), {}),
         ("weight: holds NaN or infinity", (weight * torch.inf, factor), {}),
         ("hysteresis: 0.1 steps is outside 0.5 to 2", (weight, factor), {"hysteresis": 0.1}),
-        ("previous: ..5, 6., .* does not fit ..4, 6., .*: shape, block and format", (weight, factor), {"previous": other}),
+        (
+            "previous: ..5, 6., .* does not fit ..4, 6., .*: shape, block and format",
+            (weight, factor),
+            {"previous": other},
+        ),
         ("previous: .*.1, 6., .e4m3.. does not fit", (weight, factor), {"previous": quantize_fp8(weight, (1, 6))}),
         ("x: expected dtype float32 or bfloat16", (weight.double(), factor), {}),
     ]
