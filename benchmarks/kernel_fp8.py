@@ -72,11 +72,10 @@ def torchao_quantize(x: Tensor, block: tuple[int, int]) -> tuple[Tensor, Tensor]
     return _quantize_affine_float8(x, scale, E4M3), scale
 
 
-def same_codes(ours: Fp8, codes: Tensor, scale: Tensor, exactly: bool) -> None:
-    """A peer computes what we do: all codes, or (another order of operations) nearly all."""
-    differ = (ours.codes.view(torch.uint8) != codes.view(torch.uint8)).float().mean().item()
-    torch.testing.assert_close(ours.scale, scale.float(), rtol=0 if exactly else 1e-6, atol=0)
-    assert differ == 0 if exactly else differ < 1e-3, f"{differ:.2%} of the codes differ"
+def same_codes(ours: Fp8, codes: Tensor, scale: Tensor) -> None:
+    """A peer computes what we do, bit for bit."""
+    assert torch.equal(ours.scale, scale)
+    assert torch.equal(ours.codes.view(torch.uint8), codes.view(torch.uint8))
 
 
 def speed(dtype: torch.dtype, block: tuple[int, int], options: argparse.Namespace) -> dict[str, Any]:
@@ -84,14 +83,15 @@ def speed(dtype: torch.dtype, block: tuple[int, int], options: argparse.Namespac
     x = torch.randn(SIDE, SIDE, generator=torch.Generator().manual_seed(0)).to(dtype)
     compiled, ours = torch.compile(blockwise), quantize_fp8(x, block)
     for peer in (blockwise, compiled):
-        same_codes(ours, *peer(x, block), exactly=True)
+        same_codes(ours, *peer(x, block))
     moved = x.nbytes + ours.nbytes
     peers: dict[str, Callable[[], object]] = {
         "eager": lambda: blockwise(x, block),
         "compiled": lambda: compiled(x, block),
     }
     if _choose_scale_float8 is not None:
-        same_codes(ours, *torchao_quantize(x, block), exactly=False)
+        # Of bfloat16 it computes the scale in bfloat16, which is another function; it is timed on x all the same.
+        same_codes(ours, *torchao_quantize(x.float(), block))
         peers["torchao"] = lambda: torchao_quantize(x, block)
     row = {"case": f"{block[0]} x {block[1]}", "dtype": str(dtype), "carry": False, "bytes": moved}
     return row | against(lambda: quantize_fp8(x, block), moved, peers, options)
@@ -105,7 +105,7 @@ def speed_with_carry(dtype: torch.dtype, block: tuple[int, int], options: argpar
     compiled, (ours, left) = torch.compile(carried), quantize_fp8_carry(x, residual, block)
     for peer in (carried, compiled):
         codes, scale, kept = peer(x, residual, block)
-        same_codes(ours, codes, scale, exactly=True)
+        same_codes(ours, codes, scale)
         # Inductor may fuse the product and the difference into one rounding.
         torch.testing.assert_close(left, kept, rtol=2**-7, atol=1e-6)
     moved = x.nbytes + ours.nbytes + 2 * residual.nbytes
