@@ -132,14 +132,15 @@ def test_a_target_is_at_most_three_quarters_of_a_step_from_its_code() -> None:
 
 
 def test_old_codes_do_not_count_where_the_scale_has_moved() -> None:
-    weight = draw(1, 256)
-    first = quantize_fp8_feedback(weight, torch.zeros(256, 256), (1, 128), headroom=1.125)
-    larger = weight.clone()
-    larger[:, :128] *= 8  # leaves the band; the same codes again, under another scale
-    second = quantize_fp8_feedback(larger * 1.001, torch.zeros(256, 256), (1, 128), headroom=1.125, previous=first)
-    fresh = quantize_fp8(larger * 1.001, (1, 128), headroom=1.125)
-    assert torch.equal(second.codes.view(torch.uint8)[:, :128], fresh.codes.view(torch.uint8)[:, :128])
-    assert torch.equal(second.scale[:, 0], fresh.scale[:, 0]) and torch.equal(second.scale[:, 1], first.scale[:, 1])
+    weight, factor = draw(1, 256), torch.zeros(256, 256)
+    first = quantize_fp8_feedback(weight, factor, (1, 128))
+    moved = weight.clone()
+    moved[0, weight[0, :128].abs().argmax()] *= 1.01  # its block's scale follows, and so do the codes beside it
+    second, fresh = quantize_fp8_feedback(moved, factor, (1, 128), previous=first), quantize_fp8(moved, (1, 128))
+    codes = [each.codes.view(torch.uint8) for each in (first, second, fresh)]
+    assert not torch.equal(codes[0][:, :128], codes[2][:, :128])
+    assert torch.equal(codes[1], codes[2]) and torch.equal(second.scale, fresh.scale)
+    assert torch.equal(second.scale[:, 1], first.scale[:, 1])
 
 
 def test_a_residual_leaves_a_sixteenth_of_the_error() -> None:
