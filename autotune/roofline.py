@@ -67,9 +67,9 @@ def prune(
 def measure(threads: int) -> Rates:
     """Measure this machine in well under a second: a product, and norms of many rows and of one."""
     product = Key("linear", "float32", (512, 512, 0, 0, 0), Load(256))
-    large, tiny = Key("norm", "float32", (1024,), Load(8192)), Key("norm", "float32", (16,), Load(2))
+    large, tiny = Key("norm", "float32", (1024,), Load(2048)), Key("norm", "float32", (16,), Load(2))
     flops_one = 2 * 256 * 512 * 512 / _least(product, {"threads": 1})
-    moved = 8.0 * 8192 * 1024
+    moved = 8.0 * 2048 * 1024
     bytes_one, bytes_all = moved / _least(large, {"threads": 1}), moved / _least(large, {})
     inline, woken = _least(tiny, {"threads": 1}), _least(tiny, {"grain": 1})
     wake = max(1e-7, woken - inline) if threads > 1 else 0.0

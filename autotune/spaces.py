@@ -18,6 +18,7 @@ Dims = tuple[int, ...]
 Values = Mapping[str, int]
 PANEL = 64  # columns of a packed panel (csrc/linear/panel.h)
 TYPICAL_LENGTH = 256  # tokens of a sequence in a learning step, where a space needs one
+CACHED = 8.0  # how many times as fast bytes come that were read a moment ago
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +131,8 @@ def _product(rows: float, k: int, n: int, values: Values) -> Work:
     if blocks * groups < wanted:
         blocks = int(max(blocks, min(ceil(wanted / groups), rows // 24)))
     inline = rows * ceil(n / 16) * k < values["grain"]
-    moved = 4.0 * (rows * k * groups + k * n * blocks + rows * n)
+    again = rows * k * (groups - 1) + k * n * (blocks - 1)
+    moved = 4.0 * (rows * k + k * n + rows * n + again / CACHED)
     return Work(moved, 2.0 * rows * k * n, 1 if inline else blocks * groups)
 
 
@@ -146,7 +148,8 @@ def _weight_grads(dims: Dims, load: Load, values: Values) -> Work:
     side, moved, flops, pieces = values["block"], 0.0, 0.0, 1.0
     for k, n in [(width, qkv), (out, width), (width, 2 * dense), (dense, width)]:
         down, across = ceil(n / side), ceil(k / side)
-        moved += 4.0 * (load.tokens * (n * across + k * down) + n * k)
+        again = load.tokens * (n * (across - 1) + k * (down - 1))
+        moved += 4.0 * (load.tokens * (n + k) + n * k + again / CACHED)
         flops += 2.0 * load.tokens * n * k
         pieces = max(pieces, down * across)
     return Work(moved, flops, pieces)
@@ -159,7 +162,8 @@ def _experts(dims: Dims, load: Load, values: Values) -> Work:
     hot = min(rows, load.imbalance * rows / experts)
     used = min(experts, rows) if load.imbalance < experts else 1
     units = max(used, ceil(hot / aim) + (used - 1) * ceil(max(0.0, rows - hot) / max(1, used - 1) / aim))
-    moved = 4.0 * (3 * width * inner * units + rows * (3 * width + 5 * inner))
+    panels = 3 * width * inner * (used + (units - used) / CACHED)
+    moved = 4.0 * (panels + rows * (3 * width + 5 * inner))
     return Work(moved, 6.0 * rows * width * inner, units)
 
 
@@ -172,7 +176,7 @@ def _attend(dims: Dims, load: Load, values: Values) -> Work:
     heads, kv_heads, head_dim, length = dims
     sequences, rows = ceil(load.tokens / length), min(length, load.tokens)
     spans = ceil(rows / values["block"])
-    repacked = 2.0 * rows * head_dim * (spans + 1) / 2 * 8 * kv_heads * sequences
+    repacked = 8.0 * rows * head_dim * (spans + 1) * kv_heads * sequences / CACHED
     flops = 2.0 * load.tokens * rows * head_dim * heads
     return Work(repacked + 16.0 * load.tokens * heads * head_dim, flops, sequences * spans * kv_heads)
 
@@ -293,7 +297,7 @@ _ALL = [
         families=("linear",),
         dims=_linear_dims,
         work=_linears,
-        parameters={"threads": _THREADS, "block": (0, 24, 48, 192), "grain": (0, 2048, 131072)},
+        parameters={"threads": _THREADS, "block": (0, 24, 48), "grain": (0, 2048)},
         built_in={"grain": 16384, "block": 96},
     ),
     Space(
@@ -310,7 +314,7 @@ _ALL = [
         families=("moe", "linear", "activation"),
         dims=_expert_dims,
         work=_experts,
-        parameters={"threads": _THREADS, "block": (0, 24, 48, 192), "grain": (0, 4096, 262144)},
+        parameters={"threads": _THREADS, "block": (0, 24, 48), "grain": (0, 4096)},
         built_in={"grain": 32768, "block": 96},
         loads=("imbalance",),
         relevant=_has_experts,
@@ -320,7 +324,7 @@ _ALL = [
         families=("moe", "linear", "activation"),
         dims=_expert_dims,
         work=_expert_grads,
-        parameters={"threads": _THREADS, "block": (0, 24, 48, 192), "grain": (0, 128, 512)},
+        parameters={"threads": _THREADS, "block": (0, 48), "grain": (0, 128, 512)},
         built_in={"grain": 256, "block": 96},
         grain_cuts=False,
         loads=("imbalance",),
