@@ -1,8 +1,8 @@
 """`linear_logprob` and its gradient on CUDA, a chunk of rows at a time (contract: kernels/logprob.py).
 
 The logits of a chunk are made by `linear`, read once for their statistics and dropped, so the full [T, V] never exists;
-the gradient makes them again, turns them into their gradient in place and multiplies on. Rows do not see each other and
-chunks add to the weight's gradient in order, so where the rows are cut moves no bit of the results of rows.
+the gradient makes them again, turns them into their gradient in place and multiplies on. Rows do not see each other, and
+a chunk continues the weight gradient's chain over tokens where the one before it ended.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from seedthink.kernels.triton.linear import operand
 from seedthink.kernels.triton.matmul import matmul
 
 LEAST_ROWS = 256  # of a chunk: fewer would leave the product without work
+STEP = 64  # rows of a chunk are a multiple of it, as the product's steps are
 CHUNKS = 16  # at most, so that float32 logits of a chunk are 1/8 of the full ones in bfloat16
 
 
@@ -75,5 +76,5 @@ def _logits(h: Tensor, weight: Tensor) -> Tensor:
 
 
 def _chunks(tokens: int) -> list[slice]:
-    rows = max(LEAST_ROWS, ceil_div(tokens, CHUNKS))
+    rows = max(LEAST_ROWS, STEP * ceil_div(tokens, CHUNKS * STEP))
     return [slice(begin, begin + rows) for begin in range(0, tokens, rows)]

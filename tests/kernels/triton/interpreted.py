@@ -149,7 +149,8 @@ def test_linear_and_its_gradients(sizes: tuple[int, int, int]) -> None:
 
 
 def test_linear_logprob(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_logprob, "LEAST_ROWS", 4)  # three chunks
+    monkeypatch.setattr(linear_logprob, "LEAST_ROWS", 4)
+    monkeypatch.setattr(linear_logprob, "STEP", 1)  # three chunks
     h, weight, targets = torch.randn(11, 6), torch.randn(11, 6), torch.randint(0, 11, (11,))
     exact = doubled(h, weight)
     want = reference_linear_logprob(*exact, targets, 0.7)
