@@ -2,8 +2,8 @@
 
 Stream times: launches are queued behind a kernel that sleeps, so the device never waits for the host, and a time is
 what one call adds to a busy stream. Graph times: the same calls captured once and replayed, without the launches' gaps.
-No call finds its inputs in the last cache: it is emptied before each sample, and the calls of a sample go round over sets
-of buffers, as many as there are calls or as exceed the cache three times.
+No call finds its inputs in the last cache: it is emptied before each sample, and the calls of a sample go round over
+sets of buffers, as many as there are calls or as exceed the cache three times.
 """
 
 from __future__ import annotations

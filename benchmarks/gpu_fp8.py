@@ -73,7 +73,7 @@ def _quantize(rows: int, width: int, block: tuple[int, int]) -> Made:
     ours: dict[str, list[Call]] = {name: [partial(run, x)] for name, run in by_name.items()}
     peers: dict[str, list[Call]] = {}
     if block[0] == 1:
-        peers = {"eager": [partial(_formula, x)], "compile": [compiled(_formula, x)]}
+        peers = {"eager": [partial(_formula, x)], "compile": compiled(_formula, (x,))}
     return Made(ours, peers, check, bytes=BYTES["plain"] * rows * width)
 
 
@@ -134,7 +134,7 @@ def _norm(rows: int, width: int) -> Made:
         return near("values against float64", found.flatten(1), exact, 0.03)
 
     ours: dict[str, list[Call]] = {name: [partial(run, x)] for name, run in by_name.items()}
-    peers: dict[str, list[Call]] = {"compile": [compiled(normed, x)]}
+    peers: dict[str, list[Call]] = {"compile": compiled(normed, (x,))}
     return Made(ours, peers, check, bytes=BYTES["plain"] * rows * width)
 
 

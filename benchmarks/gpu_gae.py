@@ -80,7 +80,7 @@ def _made(lengths: list[int], masked: bool, rectangle: tuple[int, int] | None) -
         if rectangle[1] <= 8192:
             peers["triton row"] = [partial(_triton_row, *pair) for pair in shapes]
         if total <= 1 << 22:
-            peers["powers"] = [compiled(_by_powers, *shapes[0])]
+            peers["powers"] = compiled(_by_powers, *shapes)
             elsewhere["jax"] = partial(_jax_us, *shapes[0])
     calls = [_kernel(batch) for batch in batches]
     return Made({"cuda": calls}, peers, partial(_check, batches[0]), moved, elsewhere=elsewhere, peers_within=1e-4)

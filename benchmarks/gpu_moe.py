@@ -42,7 +42,7 @@ def _route(tokens: int, experts: int, how: dict[str, object]) -> Made:
     if not how:
         peers = {
             "eager": [partial(_eager_route, logits) for logits in sets],
-            "compile": [compiled(_eager_route, sets[0])],
+            "compile": compiled(_eager_route, *((logits,) for logits in sets)),
         }
     return Made({"cuda": ours}, peers, partial(_check_route, sets[0], rule), bytes=moved)
 
@@ -186,7 +186,7 @@ def _combine(tokens: int, width: int) -> Made:
         )
 
     ours = {name: [partial(run, name, y, weight, row, token)] for name in ("cuda", "triton")}
-    peers = {"eager": [lambda: _sum_rows(y, weight, index)], "compile": [compiled(_sum_rows, y, weight, index)]}
+    peers = {"eager": [lambda: _sum_rows(y, weight, index)], "compile": compiled(_sum_rows, (y, weight, index))}
     moved = 2.0 * tokens * width * (1 + K) + 8 * tokens * K
     return Made(ours, peers, check, bytes=moved, peers_within=1e-2)
 
@@ -256,7 +256,7 @@ def _experts(tokens: int, width: int, inner: int) -> Made:
 
     peers: dict[str, list[Call]] = {
         "grouped_mm": [lambda: grouped(x, weight)],
-        "compile": [compiled(grouped, x, weight)],
+        "compile": compiled(grouped, (x, weight)),
     }
     ours: dict[str, list[Call]] = {"triton": [lambda: run(x, weight, offsets, row, token)]}
     return Made(ours, peers, check, flops=6.0 * tokens * K * width * inner, peers_within=1e-2)

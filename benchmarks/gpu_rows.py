@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -139,11 +140,11 @@ def first_wrong(*found: str) -> str:
     return next((each for each in found if each), "")
 
 
-def compiled(formula: Callable[..., Any], *inputs: Any) -> Call:
-    """A formula through torch.compile, for these shapes."""
+def compiled(formula: Callable[..., Any], *sets: tuple[Any, ...]) -> list[Call]:
+    """A formula through torch.compile, on each set of inputs; all have the same shapes."""
     torch.compiler.reset()
     run = torch.compile(formula, dynamic=False)
-    return lambda: run(*inputs)
+    return [partial(run, *inputs) for inputs in sets]
 
 
 def cases() -> Iterator[Case]:
