@@ -83,6 +83,6 @@ def show(rows: Sequence[Row], console: Console | None = None) -> None:
     if disturbed:
         busiest = max(row.cores_used_elsewhere or 0.0 for row in disturbed)
         console.print(
-            f"{len(disturbed)} of {len(rows)} rows were taken while other processes used up to {busiest:.1f} cores: their "
+            f"{len(disturbed)} of {len(rows)} rows were taken while others used up to {busiest:.1f} cores: their "
             "times and ratios say little. Threads that wait for each other suffer most from a crowd."
         )

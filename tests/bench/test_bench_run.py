@@ -175,7 +175,7 @@ def test_peers_are_no_regressions_and_rows_of_one_file_are_told() -> None:
 def test_a_crowd_is_told_below_the_table(tmp_path: Path) -> None:
     assert "say little" not in shown([replace(timed(1.0), cores_used_elsewhere=0.05)], tmp_path)
     text = shown([replace(timed(1.0), cores_used_elsewhere=1.24), timed(1.0)], tmp_path)
-    assert "1 of 2 rows were taken while other processes used up to 1.2 cores" in text
+    assert "1 of 2 rows were taken while others used up to 1.2 cores" in text
 
 
 def test_numbers_are_short() -> None:
