@@ -200,6 +200,7 @@ int main() {
   run<float, 4>({70, 128, 8});
   run<float, 4>({40, 33, 3, false, false, false, 1, 1, 2.f});
   run<float, 4>({40, 8, 2, false, true, false, 1, 1, 1.f, true});
+  run<float, 4>({40, 100, 8, false, true, false, 1, 1, 1.f, true});
   run<float, 8>({40, 256, 8, true, true, true, 8, 4, 2.5f});
   run<float, 4>({40, 60, 6, false, true, true, 5, 2});
   run<float, 4>({9, 6, 2, true, false, false, 6, 3});
