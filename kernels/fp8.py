@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from seedthink import _C
+from seedthink.kernels import cuda
 from seedthink.kernels.registry import define
 
 FORMATS = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
@@ -198,11 +199,13 @@ _HOW = "int[] block, str format, bool power_of_two, float headroom, float[] band
 _quantize = define(
     f"fp8_quantize(Tensor x, Tensor? previous, {_HOW}) -> (Tensor, Tensor)",
     cpu=_quantize_cpu,
+    cuda=cuda.quantize,
     fake=lambda x, previous, block, *how: (x.new_empty(x.shape, dtype=torch.uint8), _scales_like(x, block)),
 )
 _quantize_carry = define(
     f"fp8_quantize_carry(Tensor x, Tensor residual, Tensor? previous, {_HOW}) -> (Tensor, Tensor, Tensor)",
     cpu=_quantize_carry_cpu,
+    cuda=cuda.quantize_carry,
     fake=lambda x, residual, previous, block, *how: (
         x.new_empty(x.shape, dtype=torch.uint8),
         _scales_like(x, block),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from seedthink import _C
 from seedthink.kernels.fp8 import FORMATS, Fp8
-from seedthink.kernels.registry import define
+from seedthink.kernels.registry import define, from_triton
 
 BLOCK = 128
 
@@ -55,5 +55,6 @@ def _linear_cpu(
 _linear = define(
     "fp8_linear(Tensor x, Tensor x_scale, Tensor w, Tensor w_scale, str x_format, str w_format) -> Tensor",
     cpu=_linear_cpu,
+    cuda=from_triton("fp8_matmul", "operator_fp8_linear"),
     fake=lambda x, x_scale, w, *rest: x_scale.new_empty((x.shape[0], w.shape[0])),
 )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from seedthink import _C
 from seedthink.kernels import cuda
-from seedthink.kernels.registry import LIBRARY, define
+from seedthink.kernels.registry import define
 
 
 def reference_gae(
@@ -131,9 +131,9 @@ _gae = define(
     "gae(Tensor reward, Tensor value, Tensor cu_seqlens, Tensor lambda_policy, Tensor lambda_critic, float gamma, "
     "Tensor? mask, Tensor? bootstrap) -> (Tensor, Tensor)",
     cpu=_scan,
+    cuda=cuda.gae,
     fake=lambda reward, *rest: (torch.empty_like(reward), torch.empty_like(reward)),
 )
-LIBRARY.impl("gae", cuda.gae, "CUDA")
 
 
 def _moments_cpu(advantage_T: Tensor, cu_seqlens_B1: Tensor, mask_T: Tensor | None) -> Tensor:

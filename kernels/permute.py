@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from seedthink import _C
+from seedthink.kernels import cuda
 from seedthink.kernels.registry import define
 from seedthink.kernels.route import Routing
 
@@ -103,6 +104,7 @@ def _unpermute_backward(ctx: Any, dy_TD: Tensor) -> tuple[Tensor | None, ...]:
 _permute = define(
     "permute(Tensor x, Tensor row, Tensor token) -> Tensor",
     cpu=_permute_forward,
+    cuda=cuda.permute,
     fake=lambda x, row, token: x.new_empty((row.numel(), x.shape[1])),
     backward=_permute_backward,
     setup_context=_save_permute,
@@ -110,11 +112,13 @@ _permute = define(
 _permute_grad = define(
     "permute_backward(Tensor grad, Tensor row, Tensor token) -> Tensor",
     cpu=_permute_grad_cpu,
+    cuda=cuda.permute_backward,
     fake=lambda grad, row, token: grad.new_empty((row.shape[0], grad.shape[1])),
 )
 _unpermute = define(
     "unpermute(Tensor y, Tensor weight, Tensor row, Tensor token) -> Tensor",
     cpu=_unpermute_forward,
+    cuda=cuda.unpermute,
     fake=lambda y, weight, row, token: y.new_empty((row.shape[0], y.shape[1])),
     backward=_unpermute_backward,
     setup_context=_save_unpermute,
@@ -122,5 +126,6 @@ _unpermute = define(
 _unpermute_grad = define(
     "unpermute_backward(Tensor grad, Tensor y, Tensor weight, Tensor row, Tensor token) -> (Tensor, Tensor)",
     cpu=_unpermute_grad_cpu,
+    cuda=cuda.unpermute_backward,
     fake=lambda grad, y, weight, row, token: (torch.empty_like(y), torch.empty_like(weight)),
 )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from seedthink import _C
+from seedthink.kernels import cuda
 from seedthink.kernels.registry import define
 
 Score = Literal["softmax", "sigmoid"]
@@ -219,6 +220,7 @@ _route = define(
     "route(Tensor logits, int k, str score, bool norm_topk, float scale, Tensor? bias, int groups, int topk_groups) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     cpu=_route_forward,
+    cuda=cuda.route,
     fake=_route_shapes,
     backward=_route_backward,
     setup_context=_save_route,
@@ -227,5 +229,6 @@ _route_grad = define(
     "route_backward(Tensor grad, Tensor logits, Tensor ids, Tensor weight, str score, bool norm_topk, float scale) -> "
     "Tensor",
     cpu=_route_grad_cpu,
+    cuda=cuda.route_backward,
     fake=lambda grad, logits, *rest: torch.empty_like(logits),
 )
