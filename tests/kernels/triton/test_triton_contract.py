@@ -16,7 +16,7 @@ import torch
 from offline import launching_nothing, meta
 from torch import Tensor
 
-from seedthink.kernels import activation, attention, experts, linear, logprob, norm, rope  # noqa: F401 (register operators)
+from seedthink.kernels import activation, attention, experts, fp8_linear, linear, logprob, norm, rope  # noqa: F401 (register operators)
 from seedthink.kernels.triton import (
     attention as attention_kernels,
 )
@@ -90,6 +90,10 @@ CALLS: dict[str, tuple[Any, ...]] = {
     ),
     "experts": (f32(6, 8), *PLACES, f32(4, 6, 8), f32(4, 8, 3), torch.bfloat16),
     "experts_backward": (f32(6, 8), f32(6, 8), *PLACES, f32(4, 6, 8), f32(4, 8, 3), f32(12, 6), torch.bfloat16),
+    "fp8_linear": (
+        *(meta(6, 256, dtype=torch.uint8), f32(6, 2), meta(140, 256, dtype=torch.uint8), f32(2, 2)),
+        *("e4m3", "e4m3"),
+    ),
     "attend_packed": (f32(6, 4, 16), f32(6, 2, 16), f32(6, 2, 16), i32(3), i32(2), 0.3, True),
     "attend_packed_backward": (
         *(f32(6, 4, 16), f32(6, 4, 16), f32(6, 2, 16), f32(6, 2, 16), f32(6, 4, 16), f32(6, 4)),
