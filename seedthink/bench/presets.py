@@ -12,6 +12,8 @@ from typing import Any
 from seedthink.config.suggest import did_you_mean
 from seedthink.errors import ConfigError
 
+MOST_PRODUCT_TOKENS = 4096
+
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
@@ -42,6 +44,10 @@ class Shapes:
     linears: tuple[tuple[int, int], ...] = ()  # weights: (inputs, outputs)
     scans: tuple[tuple[int, int], ...] = ()  # advantage estimation: (sequences, tokens of each)
     balances: tuple[tuple[int, int], ...] = ()  # balancing: (sequences, micro-batches)
+
+    def product_tokens(self, device: str) -> tuple[int, ...]:
+        """`tokens` for operations that multiply matrices: on a CPU more only repeat the rate, for minutes."""
+        return tuple(count for count in self.tokens if device != "cpu" or count <= MOST_PRODUCT_TOKENS)
 
 
 def presets() -> dict[str, Shapes]:

@@ -43,6 +43,11 @@ def test_shapes_are_chosen_by_name_all_at_once_or_from_a_file(tmp_path: Path) ->
     assert only_first(mine).tokens == (1,) and only_first(mine).width == 64
 
 
+def test_products_of_very_many_tokens_are_left_to_a_gpu() -> None:
+    shapes = presets()["qwen3-30b-a3b"]
+    assert shapes.product_tokens("cpu") == (256, 4096) and shapes.product_tokens("cuda") == shapes.tokens
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

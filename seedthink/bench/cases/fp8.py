@@ -36,7 +36,7 @@ def cases(shapes: Shapes, device: str) -> Iterator[Case]:
                 carried = Work(least.bytes + 4.0 * size[0] * size[1], 2 * least.flops)
                 yield Case("fp8_carry", place, dtype, carried, partial(prepare_carry, size, block, dtype))
     for inputs, outputs in shapes.linears:
-        for tokens in shapes.tokens:
+        for tokens in shapes.product_tokens(device):
             rows = (tokens, inputs, outputs)
             place = {"T": tokens, "K": inputs, "N": outputs}
             yield Case("fp8_linear", place, "e4m3", product_work(*rows, device), partial(prepare_product, rows))
