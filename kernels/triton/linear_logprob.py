@@ -1,8 +1,8 @@
 """`linear_logprob` and its gradient on CUDA, a chunk of rows at a time (contract: kernels/logprob.py).
 
 The logits of a chunk are made by `linear`, read once for their statistics and dropped, so the full [T, V] never exists;
-the gradient makes them again, turns them into their gradient in place and multiplies on. Rows do not see each other, and
-a chunk continues the weight gradient's chain over tokens where the one before it ended.
+the gradient makes them again, turns them into their gradient in place and multiplies on. Rows do not see each other,
+and a chunk continues the weight gradient's chain over tokens where the one before it ended.
 """
 
 from __future__ import annotations
