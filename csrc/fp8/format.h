@@ -43,15 +43,26 @@ struct Rounded {
   vf value;
 };
 
-// `magnitude` is not negative. Adding a power of two whose last place is the format's step at `magnitude` rounds to it.
+// `magnitudes` are not negative. Adding a power of two whose last place is the format's step at a number rounds to it.
+// Vectors are taken step by step together: one after the other they would wait for their own latency.
+template <typename F, int COUNT>
+inline void round_all(const vf (&magnitudes)[COUNT], Rounded (&rounded)[COUNT]) {
+  constexpr int kOffset = (F::kDrop << 23) + (F::kLeastNormal >> F::kDrop);
+  vf held[COUNT], sum[COUNT], magic[COUNT];
+  vi exponent[COUNT];
+  for (int c = 0; c < COUNT; ++c) held[c] = min(magnitudes[c], splat(F::kMax));
+  for (int c = 0; c < COUNT; ++c) exponent[c] = max(ints(held[c]) & kInfinityBits, splat(F::kLeastNormal));
+  for (int c = 0; c < COUNT; ++c) magic[c] = floats(exponent[c] + (F::kDrop << 23));
+  for (int c = 0; c < COUNT; ++c) sum[c] = held[c] + magic[c];
+  for (int c = 0; c < COUNT; ++c) rounded[c].code = ints(sum[c]) - exponent[c] + (exponent[c] >> F::kDrop) - kOffset;
+  for (int c = 0; c < COUNT; ++c) rounded[c].value = sum[c] - magic[c];
+}
 template <typename F>
 inline Rounded round_to(vf magnitude) {
-  const vf held = min(magnitude, splat(F::kMax));
-  const vi exponent = max(ints(held) & kInfinityBits, splat(F::kLeastNormal));
-  const vf magic = floats(exponent + (F::kDrop << 23));
-  const vf sum = held + magic;
-  constexpr int kOffset = (F::kDrop << 23) + (F::kLeastNormal >> F::kDrop);
-  return {ints(sum) - exponent + (exponent >> F::kDrop) - kOffset, sum - magic};
+  const vf one[1] = {magnitude};
+  Rounded rounded[1];
+  round_all<F>(one, rounded);
+  return rounded[0];
 }
 
 // The sign of y as a code's sign bit, and y's sign on another magnitude.

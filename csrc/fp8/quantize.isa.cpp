@@ -128,21 +128,37 @@ float pick_scale(const Call<X>& call, float amax, int64_t block) {
   return scale;
 }
 
+// Codes of COUNT vectors from `at` on, of which the last has `live` lanes.
+template <typename F, bool CARRY, bool FINITE, int COUNT, typename X>
+inline void encode_vectors(const Call<X>& call, int64_t at, int live, vf scale) {
+  vf x[COUNT], y[COUNT], size[COUNT];
+  Rounded rounded[COUNT];
+  for (int c = 0; c < COUNT; ++c) x[c] = call.template read<CARRY>(at + c * kLanes, live);
+  for (int c = 0; c < COUNT; ++c) y[c] = x[c] / scale;
+  for (int c = 0; c < COUNT; ++c) size[c] = floats(magnitude(y[c]));
+  round_all<F>(size, rounded);
+  for (int c = 0; c < COUNT; ++c) {
+    vi code = rounded[c].code | sign_code(x[c]);
+    [[maybe_unused]] const vi broken = magnitude(x[c]) >= kInfinityBits;
+    if constexpr (!FINITE) code = broken != 0 ? splat(kNan) : code;
+    store_live(call.codes + at + c * kLanes, narrow(code), live);
+    if constexpr (CARRY) {
+      const vf left = x[c] - with_sign(rounded[c].value, y[c]) * scale;
+      store_live(call.left + at + c * kLanes, FINITE ? left : broken != 0 ? splat(0.f) : left, live);
+    }
+  }
+}
+
 // Codes of one row of a block. FINITE promises that x (and residual) hold no NaN and no infinity there.
 template <typename F, bool CARRY, bool FINITE, typename X>
 void encode(const Call<X>& call, int64_t at, int64_t width, float scale) {
-  for_vectors(width, [&](int64_t i, int live) {
-    const vf x = call.template read<CARRY>(at + i, live), y = x / splat(scale);
-    const Rounded rounded = round_to<F>(floats(magnitude(y)));
-    vi code = rounded.code | sign_code(x);
-    [[maybe_unused]] const vi broken = magnitude(x) >= kInfinityBits;
-    if constexpr (!FINITE) code = broken != 0 ? splat(kNan) : code;
-    store_live(call.codes + at + i, narrow(code), live);
-    if constexpr (CARRY) {
-      const vf left = x - with_sign(rounded.value, y) * splat(scale);
-      store_live(call.left + at + i, FINITE ? left : broken != 0 ? splat(0.f) : left, live);
-    }
-  });
+  const Call<X> here = call;  // a copy, which no store to codes can touch
+  const vf factor = splat(scale);
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= width; i += 4 * kLanes)
+    encode_vectors<F, CARRY, FINITE, 4>(here, at + i, kLanes, factor);
+  for (; i < width; i += kLanes)
+    encode_vectors<F, CARRY, FINITE, 1>(here, at + i, static_cast<int>(std::min<int64_t>(kLanes, width - i)), factor);
 }
 
 template <typename F, bool CARRY, typename X>
