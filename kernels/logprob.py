@@ -101,6 +101,7 @@ def _forward(
     state_T4 = torch.empty((h_TD.shape[0], 4), dtype=torch.float64)
     for columns, panels in _panels_by_columns(weight_VD, compute):
         logits = linear_packed(h_TD, panels, columns.stop - columns.start)
+        del panels  # before the next ones are packed
         _C.logprob_columns(logits, columns.start, weight_VD.shape[0], targets_T, temperature_T, state_T4)
     return *_finish(state_T4, temperature_T), state_T4
 
@@ -136,6 +137,7 @@ def _gradients_cpu(
     for columns, panels in _panels_by_columns(weight_VD, compute):
         part_VD = weight_VD[columns]
         logits = linear_packed(h_TD, panels, len(part_VD))
+        del panels  # before others are packed
         _C.logprob_columns_backward(
             logits, columns.start, weight_VD.shape[0], targets_T, temperature_T, state_T4, dlogprob_T, dentropy_T
         )

@@ -1,6 +1,6 @@
 #include "heads/heads.h"
 
-#include <cstring>
+#include <algorithm>
 #include <vector>
 
 #include "common/tuning.h"
@@ -56,7 +56,7 @@ void split_heads_forward(const View& qkv_TX, const View& q_norm_H, const View& k
         rstd_TM.as<float>()[t * z.M + m] = norm_row(from + m * z.H, weight, z.H, static_cast<float>(eps), to);
         turn_row(to, angle, z.H / 2, false, to);
       }
-      std::memcpy(v_TnH.as<float>() + t * z.n * z.H, from + z.M * z.H, z.n * z.H * sizeof(float));
+      std::copy(from + z.M * z.H, from + z.wide, v_TnH.as<float>() + t * z.n * z.H);
     }
   });
 }
@@ -83,7 +83,8 @@ void split_heads_backward(const View& dq_TNH, const View& dk_TnH, const View& dv
                           rstd_TM.as<float>()[t * z.M + m], z.H, nullptr, dx + m * z.H,
                           partial.data() + (2 * (t / kTokens) + !query) * z.H);
       }
-      std::memcpy(dx + z.M * z.H, dv_TnH.as<float>() + t * z.n * z.H, z.n * z.H * sizeof(float));
+      const float* dv = dv_TnH.as<float>() + t * z.n * z.H;
+      std::copy(dv, dv + z.n * z.H, dx + z.M * z.H);
     }
   });
   float *dq_norm = dq_norm_H.as<float>(), *dk_norm = dk_norm_H.as<float>();

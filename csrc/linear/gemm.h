@@ -200,7 +200,7 @@ inline vu round_bits(vf x) {
 template <typename Kind>
 void row_cells(const float* x, int64_t k, typename Kind::Cell* out) {
   if constexpr (Kind::kPerStep == 1) {
-    std::memcpy(out, x, k * sizeof(float));
+    std::copy(x, x + k, out);
   } else {
     int64_t i = 0;
 #if defined(__AVX512BF16__)

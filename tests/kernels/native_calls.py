@@ -16,7 +16,8 @@ Call = list[Any]
 class Draw:
     """Sizes, tensors and index arrays from one seed."""
 
-    def __init__(self, seed: str) -> None:
+    def __init__(self, seed: str, library: Any) -> None:
+        self.library = library
         self.random = random.Random(seed)
         self.torch = torch.Generator().manual_seed(self.random.getrandbits(62))
 
@@ -266,10 +267,12 @@ def within_budget(d: Draw) -> Call:
 
 
 def route_forward(d: Draw) -> Call:
-    t, e = d.size(), d.size(1, 70)
-    k = d.size(1, min(e, 9))
+    groups, size = d.random.choice([1, 1, 2, 4]), d.size(1, 33)
+    kept = d.random.randint(1, groups)
+    t, e, k = d.size(), groups * size, d.size(1, min(kept * size, 9))
     ids, counts, offsets, token = (torch.zeros(*n, dtype=torch.int32) for n in ((t, k), (e,), (e + 1,), (t * k,)))
-    return [d.f32(t, e), d.flag(), ids, *like(d.f32(t, k)), counts, offsets, ids.clone(), token]
+    rule = [d.f32(e) if d.flag() else None, d.flag(), d.flag(), 2.5, groups, kept]
+    return [d.f32(t, e), *rule, ids, *like(d.f32(t, k)), counts, offsets, ids.clone(), token]
 
 
 def routed(d: Draw, tokens: int) -> tuple[int, list[Tensor]]:
@@ -289,7 +292,34 @@ def route_backward(d: Draw) -> Call:
     t = d.size()
     e, (ids, weight, *_) = routed(d, t)
     logits = d.f32(t, e)
-    return [torch.ones_like(weight), logits, ids, weight, d.flag(), *like(logits)]
+    return [torch.ones_like(weight), logits, ids, weight, d.flag(), d.flag(), 2.5, *like(logits)]
+
+
+def permuted(d: Draw) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Rows of tokens, rows of experts, (weight, row, token); float32 or bfloat16."""
+    t, width, dtype = d.size(), d.size(), torch.bfloat16 if d.flag() else torch.float32
+    _, (_, weight, _, row, token) = routed(d, t)
+    return d.f32(t, width).to(dtype), d.f32(len(token), width).to(dtype), [weight, row, token]
+
+
+def permute_forward(d: Draw) -> Call:
+    x, rows, (_, *places) = permuted(d)
+    return [x, *places, *like(rows)]
+
+
+def permute_backward(d: Draw) -> Call:
+    x, rows, (_, *places) = permuted(d)
+    return [rows, *places, *like(x)]
+
+
+def unpermute_forward(d: Draw) -> Call:
+    x, rows, routing = permuted(d)
+    return [rows, *routing, *like(x)]
+
+
+def unpermute_backward(d: Draw) -> Call:
+    x, rows, routing = permuted(d)
+    return [x, rows, *routing, *like(rows, routing[0])]
 
 
 def experts_forward(d: Draw) -> Call:
@@ -319,6 +349,74 @@ def sparse_step(d: Draw) -> Call:
     return [d.f32(t, width), d.f32(width), 1e-6, router, e, d.size(1, min(e, 3)), d.flag(), *experts, hidden]
 
 
+def fp8_codes(d: Draw, *shape: int) -> Tensor:
+    codes = torch.randint(0, 256, shape, generator=d.torch, dtype=torch.uint8)
+    return codes.view(torch.float8_e4m3fn if d.flag() else torch.float8_e5m2)
+
+
+def fp8_blocks(d: Draw, rows: int, columns: int) -> tuple[list[int], Tensor]:
+    """A block's size and a scale for each block."""
+    block = list(d.random.choice([(1, 128), (128, 128), (1, 7), (3, 16)]))
+    return block, torch.rand(-(-rows // block[0]), -(-columns // block[1]), generator=d.torch) + 0.01
+
+
+def fp8_quantize(d: Draw) -> Call:
+    m, n = d.size(), d.size(most=300)
+    block, scale = fp8_blocks(d, m, n)
+    x = d.f32(m, n).bfloat16() if d.flag() else d.f32(m, n)
+    residual = d.f32(m, n).bfloat16() if d.flag() else None
+    left = None if residual is None else torch.zeros_like(residual)
+    rule = [scale + 0.5 if d.flag() else None, *block, d.flag(), 1.0, 0.5, 1.0]
+    return [x, residual, *rule, fp8_codes(d, m, n), *like(scale), left]
+
+
+def fp8_dequantize(d: Draw) -> Call:
+    m, n = d.size(), d.size(most=300)
+    block, scale = fp8_blocks(d, m, n)
+    return [fp8_codes(d, m, n), scale, *block, d.f32(m, n).bfloat16() if d.flag() else d.f32(m, n)]
+
+
+def fp8_feedback(d: Draw) -> Call:
+    n, k = d.size(), d.size(most=300)
+    block, scale = fp8_blocks(d, n, k)
+    codes = fp8_codes(d, n, k)
+    old = [codes.clone(), scale.clone()] if d.flag() else [None, None]
+    return [d.f32(n, k), d.f32(k, k), d.panels(k, k, half=False), scale, *block, *old, 0.75, codes]
+
+
+def fp8_linear(d: Draw) -> Call:
+    t, k, n = d.size(), d.size(most=300), d.size()
+    wide = -(-k // 128)
+    cells = torch.zeros(t, d.library.fp8_linear_pitch(k), dtype=torch.int32)
+    scales = [torch.rand(t, wide, generator=d.torch), torch.rand(-(-n // 128), wide, generator=d.torch)]
+    return [fp8_codes(d, t, k), scales[0], fp8_codes(d, n, k), scales[1], cells, *like(d.f32(t, n))]
+
+
+def fp8_versions(d: Draw) -> tuple[Tensor, Tensor, Tensor]:
+    """Two versions of codes and how many differ in each row."""
+    old = fp8_codes(d, d.size(), d.size())
+    changed = torch.rand(old.shape, generator=d.torch) < 0.2
+    new = torch.where(changed, old.view(torch.uint8) ^ 1, old.view(torch.uint8)).view(old.dtype)
+    return old, new, changed.sum(1)
+
+
+def fp8_delta_count(d: Draw) -> Call:
+    old, new, events = fp8_versions(d)
+    return [old, new, *like(events)]
+
+
+def fp8_delta_write(d: Draw) -> Call:
+    old, new, events = fp8_versions(d)
+    first = torch.cat([torch.zeros(1, dtype=torch.int64), events.cumsum(0)])
+    return [old, new, first, *(torch.zeros(int(first[-1]), dtype=torch.uint8) for _ in range(2))]
+
+
+def fp8_delta_apply(d: Draw) -> Call:
+    codes = fp8_codes(d, d.size(), d.size(1))
+    gaps = d.i32(0, codes.shape[1], len(codes)).to(torch.uint8)
+    return [torch.arange(len(codes) + 1), gaps, torch.full_like(gaps, 7), codes]
+
+
 CALLS: dict[str, Callable[[Draw], Call]] = {
     call.__name__: call
     for call in (
@@ -334,6 +432,10 @@ CALLS: dict[str, Callable[[Draw], Call]] = {
         sparse_step,
         route_forward,
         route_backward,
+        permute_forward,
+        permute_backward,
+        unpermute_forward,
+        unpermute_backward,
         experts_forward,
         experts_backward,
         logprob_columns,
@@ -354,5 +456,12 @@ CALLS: dict[str, Callable[[Draw], Call]] = {
         add_rms_norm_backward,
         karmarkar_karp,
         within_budget,
+        fp8_quantize,
+        fp8_dequantize,
+        fp8_feedback,
+        fp8_linear,
+        fp8_delta_count,
+        fp8_delta_write,
+        fp8_delta_apply,
     )
 }

@@ -284,3 +284,15 @@ def test_the_operator_is_registered_soundly() -> None:
     torch.library.opcheck(
         torch.ops.seedthink.attend_packed.default, (q, k, v, bounds([5, 4]), prefixes([-1, 0]), 0.5, False)
     )
+
+
+def test_bounds_without_an_entry_are_refused() -> None:
+    q = torch.zeros(2, 1, 16)
+    nothing = torch.zeros(0, dtype=torch.int32)
+    with pytest.raises(ValueError, match="cu_seqlens: needs at least one entry"):
+        _C.attend_packed_forward(q, q, q, nothing, nothing, 1.0, False, torch.empty_like(q), torch.empty(2, 1))
+
+
+def test_pages_of_no_heads_take_no_keys() -> None:
+    k, pages = torch.zeros(3, 0, 16), torch.zeros(2, 0, 16, 16)
+    _C.write_pages(k, k, torch.zeros(3, dtype=torch.int32), pages, pages)
