@@ -31,6 +31,11 @@ def test_help_of_a_command_with_a_recipe_needs_no_torch(command: str) -> None:
     assert loaded_after(code) <= {"numpy"}
 
 
+def test_help_of_the_benchmarks_loads_nothing_heavy() -> None:
+    code = "from seedthink.cli.main import main\ntry: main(['bench', 'kernels', '--help'])\nexcept SystemExit: pass"
+    assert loaded_after(code) == set()
+
+
 @pytest.mark.parametrize(
     "module",
     ["config", "telemetry.folder", "telemetry.samples", "telemetry.terminal", "report.page", "report.compare", "types"],

@@ -50,7 +50,7 @@ def _kernel_options(sub: Parser) -> None:
     sub.add_argument("--op", default="", metavar="A,B", help="operations or families (seedthink bench list); all")
     sub.add_argument("--shapes", default="qwen3-30b-a3b", metavar="NAME", help="presets A,B, all, or a .toml file")
     sub.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    sub.add_argument("--impl", default="", metavar="A,B", help="implementations: cpu, cuda, triton, eager, compile ...")
+    sub.add_argument("--impl", default="", metavar="A,B", help="implementations: cpu, cuda, eager, compile ...")
     sub.add_argument("--dtype", default="", metavar="A,B", help="only these dtypes")
     sub.add_argument("--at", default="", metavar="T=256,...", help="only this shape, as a row's command gives it")
     sub.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the usable cores)")
@@ -67,6 +67,7 @@ def _kernels(chosen: Namespace) -> int:
     from seedthink.bench.rows import save
     from seedthink.bench.run import measured, surroundings
     from seedthink.bench.table import show
+    from seedthink.errors import ConfigError
 
     settings, cases = _settings(chosen), list(_cases(chosen))
     found: list[Row] = []
@@ -77,6 +78,8 @@ def _kernels(chosen: Namespace) -> int:
             found += measured(case, preset, settings)
             if chosen.json:  # after every case, so that an interruption loses little
                 save(chosen.json, found, environment)
+    if not found:
+        raise ConfigError(f"--impl: no case that was chosen has an implementation {chosen.impl}")
     show(found)
     if chosen.plot:
         chosen.plot.parent.mkdir(parents=True, exist_ok=True)

@@ -77,6 +77,7 @@ def test_listing_names_operations_presets_and_peers(capsys: pytest.CaptureFixtur
         (["kernels", "--op", "gaee"], "did you mean gae"),
         (["kernels", "--shapes", "quickstrat"], "did you mean quickstart"),
         (["kernels", "--op", "gae", "--shapes", "quickstart", "--at", "T=1"], "nothing to measure"),
+        (["kernels", "--op", "gae", "--shapes", "quickstart", "--impl", "egaer"], "has an implementation egaer"),
         (["kernels", "--threads", "0"], "--threads: 0 is not at least 1"),
         (["kernels", "--opp", "gae"], "--op"),
         (["compare", "none.json", "none.json"], "none.json cannot be read"),

@@ -23,7 +23,7 @@ OPS: dict[str, tuple[str, str]] = {
     "experts": ("experts", "grouped SwiGLU MLP of the routed tokens"),
     "experts_train": ("experts", "the same with gradients"),
     "fp8_quantize": ("fp8", "codes and scales of blocks"),
-    "fp8_carry": ("fp8", "the same of matrix plus residual, and the new residual in bfloat16"),
+    "fp8_carry": ("fp8", "codes and scales of matrix plus residual, and what they leave of it"),
     "fp8_linear": ("fp8", "product of two block-scaled FP8 matrices"),
     "linear": ("linear", "row-exact product"),
     "linear_train": ("linear", "the same with both gradients"),

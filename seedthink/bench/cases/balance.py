@@ -14,8 +14,8 @@ from torch import Tensor
 
 from seedthink.bench.case import Case, Draw, Outputs, Prepared, Work
 from seedthink.bench.peers import as_outputs
-from seedthink.bench.pending import built
 from seedthink.bench.presets import Shapes
+from seedthink.kernels.balance import karmarkar_karp, reference_karmarkar_karp
 
 
 def cases(shapes: Shapes, device: str) -> Iterator[Case]:
@@ -30,10 +30,8 @@ def prepare(count: int, parts: int, equal: bool, draw: Draw) -> Prepared:
     """Lengths of a long-tailed distribution, as answers have them."""
     cost_N = (draw.normal(count).exp() * 1000).long() + 1
     return Prepared(
-        ours={"cpu": lambda: partial(as_outputs, built("balance", "karmarkar_karp"), cost_N, parts, equal)},
-        peers={
-            "python": lambda: partial(in_python, built("balance", "reference_karmarkar_karp"), cost_N, parts, equal)
-        },
+        ours={"cpu": lambda: partial(as_outputs, karmarkar_karp, cost_N, parts, equal)},
+        peers={"python": lambda: partial(in_python, reference_karmarkar_karp, cost_N, parts, equal)},
         error=partial(error, cost_N, parts, equal),
         tolerance=0.0,
     )
@@ -54,7 +52,7 @@ def error(cost_N: Tensor, parts: int, equal: bool, outputs: Outputs) -> float:
     sizes = part_N.bincount(minlength=parts)
     if len(sizes) != parts or (equal and sizes.max() - sizes.min() > 1):
         return float("inf")
-    wanted_N = in_python(built("balance", "reference_karmarkar_karp"), cost_N, parts, equal)[0]
+    wanted_N = in_python(reference_karmarkar_karp, cost_N, parts, equal)[0]
     assert wanted_N is not None
     return max(0.0, heaviest(cost_N, part_N, parts) / heaviest(cost_N, wanted_N, parts) - 1.0)
 

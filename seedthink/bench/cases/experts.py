@@ -19,8 +19,9 @@ from torch.nn.functional import silu
 from seedthink.bench.case import DTYPES, ITEM_SIZE, Case, Draw, Outputs, Prepared, Run, Work, against
 from seedthink.bench.cases.route import maps_of
 from seedthink.bench.peers import as_outputs, needs, trained
-from seedthink.bench.pending import built
 from seedthink.bench.presets import Shapes
+from seedthink.kernels.experts import experts as run_experts
+from seedthink.kernels.route import route
 
 CHECKED = 8  # tokens: each takes K experts' weights to float64
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
@@ -87,11 +88,10 @@ def prepare_train(tokens: int, width: int, inner: int, experts: int, k: int, dty
     inputs, grad_TD = Inputs(tokens, width, inner, experts, k, dtype, draw), draw.normal(tokens, width)
 
     def ours() -> Run:
-        run, routing = built("experts", "experts"), built("route", "route")(inputs.logits_TE, k)
+        routing = route(inputs.logits_TE, k)
 
         def formula(x_TD: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-            made: Tensor = run(x_TD, routing, gate_up, down, inputs.compute)
-            return made
+            return run_experts(x_TD, routing, gate_up, down, inputs.compute)
 
         return rows_alone(trained(formula, (inputs.x_TD, inputs.gate_up, inputs.down), [grad_TD]))
 
@@ -111,8 +111,8 @@ def prepare_train(tokens: int, width: int, inner: int, experts: int, k: int, dty
 
 def own(inputs: Inputs) -> Run:
     """Our operation; packs the weights at its first call."""
-    run, routing = built("experts", "experts"), built("route", "route")(inputs.logits_TE, inputs.k)
-    return partial(as_outputs, run, inputs.x_TD, routing, inputs.gate_up, inputs.down, inputs.compute)
+    routing = route(inputs.logits_TE, inputs.k)
+    return partial(as_outputs, run_experts, inputs.x_TD, routing, inputs.gate_up, inputs.down, inputs.compute)
 
 
 def loop(inputs: Inputs, x_TD: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:

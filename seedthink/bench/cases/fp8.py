@@ -16,8 +16,9 @@ from torch.nn.functional import linear as torch_linear
 
 from seedthink.bench.case import DTYPES, ITEM_SIZE, Case, Draw, Outputs, Place, Prepared, Run, Work, against
 from seedthink.bench.peers import as_outputs, needs, of_torch
-from seedthink.bench.pending import built
 from seedthink.bench.presets import Shapes
+from seedthink.kernels.fp8 import Fp8, quantize_fp8, quantize_fp8_carry
+from seedthink.kernels.fp8_linear import fp8_linear
 
 BLOCKS = ((1, 128), (128, 128))
 LARGEST, HALF_STEP = 448.0, 16.0 / 448.0
@@ -64,8 +65,7 @@ def prepare(size: tuple[int, int], block: Block, dtype: str, draw: Draw) -> Prep
     x_MN = (draw.normal(*size) * draw.normal(size[0], 1).exp()).to(DTYPES[dtype])
 
     def ours() -> Run:
-        quantize = built("fp8", "quantize_fp8")
-        return lambda: quantize(x_MN, block)[:2]
+        return lambda: quantize_fp8(x_MN, block)[:2]
 
     return Prepared(
         ours={draw.device.type: ours},
@@ -89,10 +89,8 @@ def prepare_carry(size: tuple[int, int], block: Block, dtype: str, draw: Draw) -
     residual_MN = draw.normal(*size, dtype=torch.bfloat16, std=0.02)
 
     def ours() -> Run:
-        quantize = built("fp8", "quantize_fp8_carry")
-
         def run() -> Outputs:
-            quantized, left_MN = quantize(x_MN, residual_MN, block)
+            quantized, left_MN = quantize_fp8_carry(x_MN, residual_MN, block)
             return *quantized[:2], left_MN
 
         return run
@@ -150,10 +148,9 @@ def prepare_product(size: tuple[int, int, int], draw: Draw) -> Prepared:
     rounded = (x_TK.float() * x_scale).bfloat16(), (w_NK.float() * w_scale).bfloat16()
 
     def ours() -> Run:
-        fp8, product = built("fp8", "Fp8"), built("fp8_linear", "fp8_linear")
-        x = fp8(x_TK, x_scale.expand(tokens, -(-inputs // 128)).contiguous(), (1, 128))
-        w = fp8(w_NK, w_scale.expand(-(-outputs // 128), -(-inputs // 128)).contiguous(), (128, 128))
-        return partial(as_outputs, product, x, w)
+        x = Fp8(x_TK, x_scale.expand(tokens, -(-inputs // 128)).contiguous(), (1, 128))
+        w = Fp8(w_NK, w_scale.expand(-(-outputs // 128), -(-inputs // 128)).contiguous(), (128, 128))
+        return partial(as_outputs, fp8_linear, x, w)
 
     def reference() -> Outputs:
         x, w = (each.cpu().double() for each in (x_TK[:CHECKED], w_NK))

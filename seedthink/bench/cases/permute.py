@@ -14,8 +14,9 @@ from torch import Tensor
 from seedthink.bench.case import DTYPES, ITEM_SIZE, Case, Draw, Outputs, Prepared, Work, against
 from seedthink.bench.cases.route import maps_of
 from seedthink.bench.peers import as_outputs, of_torch
-from seedthink.bench.pending import built
 from seedthink.bench.presets import Shapes
+from seedthink.kernels.permute import permute, unpermute
+from seedthink.kernels.route import route
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
 CHECKED = 256  # tokens whose sum is made in float64
@@ -46,7 +47,7 @@ def prepare_permute(size: Size, dtype: str, draw: Draw) -> Prepared:
     x_TD, logits_TE = draw.normal(tokens, width, dtype=DTYPES[dtype]), draw.normal(tokens, experts)
     token_R = maps_of(logits_TE.topk(k).indices.sort(-1).values, experts)[3]
     return Prepared(
-        ours={draw.device.type: lambda: partial(as_outputs, built("permute", "permute"), x_TD, routed(logits_TE, k))},
+        ours={draw.device.type: lambda: partial(as_outputs, permute, x_TD, routed(logits_TE, k))},
         peers=of_torch(rows_of, x_TD, token_R),
         error=against(lambda: (x_TD[token_R],)),
         tolerance=0.0,
@@ -64,7 +65,7 @@ def prepare_combine(size: Size, dtype: str, draw: Draw) -> Prepared:
     rounded_TK = weight_TK.to(y_RD.dtype)
     weight_R1 = rounded_TK.view(-1)[row_TK.view(-1).argsort()][:, None]
     return Prepared(
-        ours={draw.device.type: lambda: partial(as_outputs, built("permute", "unpermute"), y_RD, routed(logits_TE, k))},
+        ours={draw.device.type: lambda: partial(as_outputs, unpermute, y_RD, routed(logits_TE, k))},
         peers={
             **of_torch(gather_sum, y_RD, row_TK, rounded_TK),
             "index_add": lambda: partial(as_outputs, scatter_sum, y_RD, token_R, weight_R1, tokens),
@@ -76,7 +77,7 @@ def prepare_combine(size: Size, dtype: str, draw: Draw) -> Prepared:
 
 def routed(logits_TE: Tensor, k: int) -> Any:
     """Our routing, made outside the clock."""
-    return built("route", "route")(logits_TE, k)
+    return route(logits_TE, k)
 
 
 def gather_sum(y_RD: Tensor, row_TK: Tensor, weight_TK: Tensor) -> Tensor:

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from seedthink.bench.case import Case, Draw, Outputs, Prepared, Work
 from seedthink.bench.peers import of_torch
-from seedthink.bench.pending import built
 from seedthink.bench.presets import Shapes
+from seedthink.kernels.permute import permute
+from seedthink.kernels.route import route
 
 EXACT, ROUNDED = 1e-6, 1e-5  # a choice may differ from float64's where scores are this close; weights by rounding
 
@@ -73,8 +75,7 @@ def prepare(size: tuple[int, int], router: Router, biased: bool, width: int, dra
 
 def own(logits_TE: Tensor, bias_E: Tensor | None, router: Router, x_TD: Tensor | None) -> Callable[[], Outputs]:
     """Our operations, without a copy between them."""
-    route, permute = built("route", "route"), built("permute", "permute")
-    options = {"score": router.score, "scale": router.scale, "bias_E": bias_E}
+    options: dict[str, Any] = {"score": router.score, "scale": router.scale, "bias_E": bias_E}
     options |= {"groups": router.groups, "topk_groups": router.topk_groups}
 
     def run() -> Outputs:
