@@ -72,7 +72,8 @@ class Duel:
     challenger: Config
     risk: float  # what its next run may lose, as a share of the incumbent's time
     log_ratios: list[float] = field(default_factory=list)
-    half: tuple[bool, float, float] | None = None  # (of the challenger, log of normalised seconds, log2 of tokens)
+    half: tuple[bool, float, int] | None = None  # (of the challenger, log of normalised seconds, tokens)
+    waited: int = 0  # visits at other loads since then
     challenger_next: bool = False
 
 
@@ -145,7 +146,7 @@ class OnlineSelector:
         if self.frozen:
             return Decision(site.incumbent, False)
         if site.duel is not None:
-            return self._duelling(site, site.duel)
+            return self._duelling(site, site.duel, key.load.tokens)
         if site.visits % self.policy.measure_every == 0:
             if site.visits >= site.quiet_until:
                 self._challenge(site, key)
@@ -168,7 +169,7 @@ class OnlineSelector:
             lost = seconds - math.exp(site.level.mean) * usual
             self.explored_seconds += max(0.0, lost)
         if site.duel is not None:
-            self._pair(site, site.duel, config, normalised, math.log2(max(1, key.load.tokens)))
+            self._pair(site, site.duel, config, normalised, key.load.tokens)
 
     def freeze(self) -> None:
         """Stop to explore and to learn: the same answers from now on (captured graphs, runs to be repeated)."""
@@ -254,21 +255,27 @@ class OnlineSelector:
     def _affordable(self, site: Site, duel: Duel) -> bool:
         return self.explored_seconds + duel.risk * site.level.seconds <= self.policy.budget * self.total_seconds
 
-    def _duelling(self, site: Site, duel: Duel) -> Decision:
+    def _duelling(self, site: Site, duel: Duel, tokens: int) -> Decision:
+        elsewhere = duel.half is not None and not self._near(duel.half[2], tokens)
+        if elsewhere:  # the other half of the pair waits for the load of the first, but not for ever
+            duel.waited += 1
+            if duel.waited > self.policy.settle_visits:
+                duel.half, duel.challenger_next = None, False
+        if elsewhere or (duel.challenger_next and not self._affordable(site, duel)):
+            return Decision(site.incumbent, site.visits % self.policy.measure_every == 0)
         if not duel.challenger_next:
             return Decision(site.incumbent, True)
-        if not self._affordable(site, duel):
-            return Decision(site.incumbent, site.visits % self.policy.measure_every == 0)
         return Decision(duel.challenger, True)
 
-    def _pair(self, site: Site, duel: Duel, config: Config, normalised: float, tokens: float) -> None:
+    def _pair(self, site: Site, duel: Duel, config: Config, normalised: float, tokens: int) -> None:
         challenger = config.name == duel.challenger.name
         if not challenger and config.name != site.incumbent.name:
             return
-        duel.challenger_next = not challenger
         half = duel.half
-        if half is None or half[0] == challenger or abs(half[2] - tokens) > self.policy.near_tokens:
-            duel.half = (challenger, normalised, tokens)
+        if half is None or half[0] == challenger:
+            duel.half, duel.waited, duel.challenger_next = (challenger, normalised, tokens), 0, not challenger
+            return
+        if not self._near(half[2], tokens):
             return
         duel.log_ratios.append(normalised - half[1] if challenger else half[1] - normalised)
         duel.half, duel.risk = None, _loss(max(duel.log_ratios[-3:]))
@@ -276,6 +283,9 @@ class OnlineSelector:
         verdict = judge(duel.log_ratios)
         if verdict is not Verdict.OPEN:
             self._settle(site, duel, verdict)
+
+    def _near(self, tokens: int, others: int) -> bool:
+        return abs(math.log2(max(1, tokens) / max(1, others))) <= self.policy.near_tokens
 
     def _settle(self, site: Site, duel: Duel, verdict: Verdict) -> None:
         ordered = sorted(duel.log_ratios)

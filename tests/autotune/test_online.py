@@ -30,7 +30,7 @@ def test_identical_arms_are_never_exchanged(seed: int) -> None:
 
 @pytest.mark.parametrize("ratio", [1.05, 1.5, 4.0])
 def test_exploring_bad_arms_costs_no_more_than_the_budget(ratio: float) -> None:
-    policy = Policy(budget=0.01, retry_visits=256)
+    policy = Policy(budget=0.01, retry_visits=1, settle_visits=1)
     world = World(constant(left=ratio, right=ratio), policy=policy).run(20000)
     lost = sum(ratio - 1 for name in world.chosen if name != BUILT_IN.name)
     assert 0 < lost / len(world.chosen) < 0.012
@@ -46,10 +46,12 @@ def test_each_load_class_has_a_choice_of_its_own() -> None:
 
 
 def test_pairs_are_made_of_measurements_at_nearly_the_same_load() -> None:
-    # Time grows faster than the cost model says: across loads, whoever runs at the smaller one looks faster.
-    world = World(lambda step, config, asked: asked.load.tokens**2, noise=0.01)
-    world.run(20000, lambda step: (46, 90)[step // 3 % 2])
-    assert world.count("adopt") == 0
+    # Time grows faster than the cost model says: across loads, a gain of a tenth could not be seen.
+    def times(step: int, config: Config, asked: Key) -> float:
+        return asked.load.tokens**2 * (0.9 if config.name == "left" else 1.0)
+
+    world = World(times, noise=0.01).run(3000, lambda step: (46, 90)[step % 2])
+    assert world.incumbent() == "left"
 
 
 def test_an_arm_that_becomes_slow_is_left() -> None:
@@ -67,13 +69,13 @@ def test_drift_at_one_load_reopens_the_question_at_the_others() -> None:
     def times(step: int, config: Config, asked: Key) -> float:
         return {"left": 0.7 if step < 12000 else 2.0}.get(config.name, 1.0)
 
-    # The second load is rare: on its own it would take long to notice.
+    # The second load is rare: on its own it would take longer to notice than there is time.
     def tokens(step: int) -> int:
-        return 512 if step % 8 == 0 else 64
+        return 512 if step % 40 == 0 else 64
 
     world = World(times).run(12000, tokens)
     assert (world.incumbent(64), world.incumbent(512)) == ("left", "left")
-    world.run(1200, tokens)
+    world.run(40 * 36, tokens)
     assert (world.incumbent(64), world.incumbent(512)) == (BUILT_IN.name, BUILT_IN.name)
 
 
