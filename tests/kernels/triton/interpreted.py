@@ -159,6 +159,12 @@ def test_linear_logprob(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.autograd.backward(want, [each.double() for each in grads])
     for mine, leaf in zip(linear_logprob.backward(*grads, h, weight, targets, 0.7, F32), exact, strict=True):
         close(mine, leaf.grad)
+    *found, state = linear_logprob.operator_forward(h, weight, targets, 0.7, F32)
+    again = linear_logprob.operator_backward(*grads, h, weight, targets, state, 0.7, F32)
+    for mine, leaf in zip(again, exact, strict=True):
+        close(mine, leaf.grad)
+    assert torch.equal(found[0], linear_logprob.forward(h, weight, targets, 0.7, F32)[0])
+    assert state.dtype == torch.float64 and state.shape == (11, 4)
 
 
 def routed(tokens: int, count: int, k: int) -> Routing:
