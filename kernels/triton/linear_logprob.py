@@ -64,8 +64,8 @@ def backward(
     dweight_VD = weight_VD.new_zeros(weight_VD.shape, dtype=torch.float32)
     for rows in _chunks(h_TD.shape[0]):
         logits = _logits(h[rows], weight)
-        given = targets_T[rows], temperature_T[rows], dlogprob_T[rows], dentropy_T[rows]
-        given = given if stats_T3 is None else (*given, stats_T3[rows])
+        stats = None if stats_T3 is None else stats_T3[rows]
+        given = targets_T[rows], temperature_T[rows], dlogprob_T[rows], dentropy_T[rows], stats
         dlogits = operand(logprob.row_logprob_backward_(logits, *given), compute)
         matmul(dlogits, weight, dh_TD[rows])
         matmul(dlogits.T, h[rows], dweight_VD, add=True)

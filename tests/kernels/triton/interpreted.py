@@ -266,8 +266,8 @@ def test_the_gradient_of_packed_attention() -> None:
     exact = doubled(q, k, v)
     reference_attend_packed(*exact, bounds, 0.3, prefix).backward(do.double())
     o, lse = attention.attend_packed(q, k, v, bounds, prefix, 0.3, False, config=SMALL)
-    small = config("a test's", warps=4, ROWS=16, KEYS=16)
-    ours = attention_backward.attend_packed_backward(do, q, k, v, o, lse, bounds, prefix, 0.3, False, config=small)
+    small = config("a test's", warps=4, ROWS=16, KEYS=16), config("a test's", warps=4, ROWS=8, KEYS=16)
+    ours = attention_backward.attend_packed_backward(do, q, k, v, o, lse, bounds, prefix, 0.3, False, configs=small)
     for mine, leaf in zip(ours, exact, strict=True):
         close(mine, leaf.grad)
 
