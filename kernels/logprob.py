@@ -157,7 +157,7 @@ _linear_logprob = define(
     "linear_logprob(Tensor h, Tensor weight, Tensor targets, float temperature, ScalarType compute) "
     "-> (Tensor, Tensor, Tensor)",
     cpu=_forward,
-    cuda=from_triton("linear_logprob", "forward"),
+    cuda=from_triton("linear_logprob", "operator_forward"),
     fake=_row_shapes,
     backward=_backward,
     setup_context=_save,
@@ -166,7 +166,7 @@ _gradients = define(
     "linear_logprob_backward(Tensor dlogprob, Tensor dentropy, Tensor h, Tensor weight, Tensor targets, Tensor state, "
     "float temperature, ScalarType compute) -> (Tensor, Tensor)",
     cpu=_gradients_cpu,
-    cuda=from_triton("linear_logprob", "backward"),
+    cuda=from_triton("linear_logprob", "operator_backward"),
     fake=lambda dlogprob, dentropy, h, weight, targets, state, temperature, compute: (
         torch.empty_like(h),
         torch.empty_like(weight),

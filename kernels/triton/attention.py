@@ -22,10 +22,8 @@ MOST_PARTS = 1 << 26  # float32 cells of the split walk's workspace (256 MiB); b
 
 HALF_CONFIGS = (config("wgmma, 64 keys in splits of 512", warps=8, stages=2, ROWS=64, KEYS=64, SPLIT=512),)
 WIDE_CONFIGS = (config("mma, 32 keys in splits of 512", warps=8, stages=2, ROWS=32, KEYS=32, SPLIT=512),)
-SINGLE_CONFIGS = (
-    config("float32, 32 keys in splits of 512", warps=8, stages=1, ROWS=32, KEYS=32, SPLIT=512),
-    config("float32, 32 keys in splits of 512, wide", warps=8, stages=1, ROWS=16, KEYS=32, SPLIT=512),
-)
+SINGLE_CONFIGS = (config("float32, 32 keys in splits of 512", warps=8, stages=1, ROWS=16, KEYS=32, SPLIT=512),)
+WIDE_SINGLE_CONFIGS = (config("float32, 16 keys in splits of 512", warps=8, stages=1, ROWS=16, KEYS=16, SPLIT=512),)
 JOIN_CONFIGS = (config("in order", warps=1),)
 
 
@@ -205,9 +203,10 @@ def check_heads(heads: int, kv_heads: int, width: int, config: Config) -> int:
 
 def default_config(compute: torch.dtype, head_width: int) -> Config:
     """By the products' dtype; wide heads need the registers of low tiles."""
-    if compute == torch.float32:
-        return SINGLE_CONFIGS[0 if head_width <= 128 else 1]
-    return HALF_CONFIGS[0] if head_width <= 128 else WIDE_CONFIGS[0]
+    half, wide = compute == torch.bfloat16, head_width > 128
+    if wide:
+        return WIDE_CONFIGS[0] if half else WIDE_SINGLE_CONFIGS[0]
+    return HALF_CONFIGS[0] if half else SINGLE_CONFIGS[0]
 
 
 def _run(

@@ -16,9 +16,13 @@ from torch import Tensor
 from seedthink.kernels.triton.attention import check_heads, check_packed, tile_rows
 from seedthink.kernels.triton.launch import Config, ceil_div, check, config, launch, power_of_two
 
-HALF_CONFIGS = (config("wgmma, 64 keys", warps=8, stages=2, ROWS=64, KEYS=64),)
-WIDE_CONFIGS = (config("mma, 32 keys", warps=8, stages=1, ROWS=32, KEYS=32),)
-SINGLE_CONFIGS = (config("float32, 16 keys", warps=8, stages=1, ROWS=16, KEYS=16),)
+# Of the kernel over query rows and of the kernel over keys, which has two results to hold.
+HALF_CONFIGS = (
+    config("wgmma, 64 keys", warps=8, stages=2, ROWS=64, KEYS=64),
+    config("wgmma, 32 rows", warps=8, stages=2, ROWS=32, KEYS=64),
+)
+WIDE_CONFIGS = (config("mma, 32 keys", warps=8, stages=1, ROWS=32, KEYS=32),) * 2
+SINGLE_CONFIGS = (config("float32, 16 keys", warps=8, stages=1, ROWS=16, KEYS=16),) * 2
 
 
 @triton.jit
@@ -164,7 +168,7 @@ def attend_packed_backward(
     scale: float,
     half: bool,
     *,
-    config: Config | None = None,
+    configs: tuple[Config, Config] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dq, dk, dv) in float32."""
     check_packed(q_TNH, k_TnH, v_TnH, cu_seqlens_B1, prefix_B)
@@ -172,8 +176,8 @@ def attend_packed_backward(
     for name, each in (("grad", do_TNH), ("o", o_TNH)):
         check(name, each, q_TNH.device, (torch.float32,), *q_TNH.shape)
     check("lse", lse_TN, q_TNH.device, (torch.float32,), tokens, heads)
-    chosen = config or default_config(half, width)
-    group = check_heads(heads, kv_heads, width, chosen)
+    for_queries, for_keys = configs or default_configs(half, width)
+    group = check_heads(heads, kv_heads, width, for_keys)
     delta_TN = (do_TNH * o_TNH).sum(-1)
     dq, dk, dv = torch.empty_like(q_TNH), torch.empty_like(k_TnH), torch.empty_like(v_TnH)
     constants = {
@@ -185,15 +189,15 @@ def attend_packed_backward(
     }
     given = (do_TNH, q_TNH, k_TnH, v_TnH, lse_TN, delta_TN, cu_seqlens_B1, prefix_B)
     sizes, most = (sequences, kv_heads, scale), min(tokens, sequences)
-    query_tiles = ceil_div(tokens, chosen.block("ROWS") // group) + most
-    launch(_query_gradient, (query_tiles, kv_heads), *given, dq, *sizes, config=chosen, **constants)
-    key_tiles = ceil_div(tokens, chosen.block("KEYS")) + most
-    launch(_key_value_gradient, (key_tiles, kv_heads), *given, dk, dv, *sizes, config=chosen, **constants)
+    query_tiles = ceil_div(tokens, for_queries.block("ROWS") // group) + most
+    launch(_query_gradient, (query_tiles, kv_heads), *given, dq, *sizes, config=for_queries, **constants)
+    key_tiles = ceil_div(tokens, for_keys.block("KEYS")) + most
+    launch(_key_value_gradient, (key_tiles, kv_heads), *given, dk, dv, *sizes, config=for_keys, **constants)
     return dq, dk, dv
 
 
-def default_config(half: bool, head_width: int) -> Config:
+def default_configs(half: bool, head_width: int) -> tuple[Config, Config]:
     """By the products' dtype; wide heads need the registers of low tiles."""
     if not half:
-        return SINGLE_CONFIGS[0]
-    return HALF_CONFIGS[0] if head_width <= 128 else WIDE_CONFIGS[0]
+        return SINGLE_CONFIGS
+    return HALF_CONFIGS if head_width <= 128 else WIDE_CONFIGS

@@ -23,16 +23,27 @@ CHUNKS = 16  # at most, so that float32 logits of a chunk are 1/8 of the full on
 
 def forward(
     h_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, temperature: float, compute: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """(logprob_T, entropy_T), float32."""
+    logprob_T, entropy_T, _ = forward_with_stats(h_TD, weight_VD, targets_T, temperature, compute)
+    return logprob_T, entropy_T
+
+
+def forward_with_stats(
+    h_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, temperature: float, compute: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(logprob_T, entropy_T), float32, and nothing where the CPU keeps a row's statistics: they are made again."""
+    """(logprob_T, entropy_T, stats_T3): the last saves `backward` a pass over the logits."""
     _check(h_TD, weight_VD, targets_T)
     h, weight = operand(h_TD, compute), rounded(weight_VD, compute)
     temperature_T = _temperatures(h_TD, temperature)
     logprob_T, entropy_T = torch.empty_like(temperature_T), torch.empty_like(temperature_T)
+    stats_T3 = temperature_T.new_empty((h_TD.shape[0], 3))
     for rows in _chunks(h_TD.shape[0]):
         logits = _logits(h[rows], weight)
-        logprob_T[rows], entropy_T[rows] = logprob.row_logprob(logits, targets_T[rows], temperature_T[rows])
-    return logprob_T, entropy_T, h_TD.new_empty((h_TD.shape[0], 4), dtype=torch.float64)
+        stats_T3[rows] = logprob.row_stats(logits, temperature_T[rows])
+        found = logprob.pick(logits, targets_T[rows], temperature_T[rows], stats_T3[rows])
+        logprob_T[rows], entropy_T[rows] = found
+    return logprob_T, entropy_T, stats_T3
 
 
 def backward(
@@ -41,11 +52,11 @@ def backward(
     h_TD: Tensor,
     weight_VD: Tensor,
     targets_T: Tensor,
-    state_T4: Tensor,
     temperature: float,
     compute: torch.dtype,
+    stats_T3: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(dh_TD, dweight_VD); state_T4 is not read."""
+    """(dh_TD, dweight_VD)."""
     _check(h_TD, weight_VD, targets_T)
     h, weight = operand(h_TD, compute), rounded(weight_VD, compute)
     temperature_T = _temperatures(h_TD, temperature)
@@ -53,7 +64,8 @@ def backward(
     dweight_VD = weight_VD.new_zeros(weight_VD.shape, dtype=torch.float32)
     for rows in _chunks(h_TD.shape[0]):
         logits = _logits(h[rows], weight)
-        given = targets_T[rows], temperature_T[rows], dlogprob_T[rows], dentropy_T[rows]
+        stats = None if stats_T3 is None else stats_T3[rows]
+        given = targets_T[rows], temperature_T[rows], dlogprob_T[rows], dentropy_T[rows], stats
         dlogits = operand(logprob.row_logprob_backward_(logits, *given), compute)
         matmul(dlogits, weight, dh_TD[rows])
         matmul(dlogits.T, h[rows], dweight_VD, add=True)
@@ -78,3 +90,27 @@ def _logits(h: Tensor, weight: Tensor) -> Tensor:
 def _chunks(tokens: int) -> list[slice]:
     rows = max(LEAST_ROWS, STEP * ceil_div(tokens, CHUNKS * STEP))
     return [slice(begin, begin + rows) for begin in range(0, tokens, rows)]
+
+
+# The operator of kernels/logprob.py where it hands a state [T, 4] in float64 from its forward to its gradient.
+def operator_forward(
+    h_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, temperature: float, compute: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(logprob_T, entropy_T, state_T4): the statistics in three of its columns."""
+    logprob_T, entropy_T, stats_T3 = forward_with_stats(h_TD, weight_VD, targets_T, temperature, compute)
+    return logprob_T, entropy_T, torch.nn.functional.pad(stats_T3.double(), (0, 1))
+
+
+def operator_backward(
+    dlogprob_T: Tensor,
+    dentropy_T: Tensor,
+    h_TD: Tensor,
+    weight_VD: Tensor,
+    targets_T: Tensor,
+    state_T4: Tensor,
+    temperature: float,
+    compute: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """(dh_TD, dweight_VD) from the state of `operator_forward`."""
+    stats_T3 = state_T4[:, :3].float().contiguous()
+    return backward(dlogprob_T, dentropy_T, h_TD, weight_VD, targets_T, temperature, compute, stats_T3)

@@ -138,7 +138,11 @@ def row_logprob(
     logits_TV: Tensor, targets_T: Tensor, temperature_T: Tensor, *, config: Config = CONFIGS[0]
 ) -> tuple[Tensor, Tensor]:
     """(logprob_T, entropy_T) of targets, float32, in nats."""
-    stats_T3 = row_stats(logits_TV, temperature_T, config=config)
+    return pick(logits_TV, targets_T, temperature_T, row_stats(logits_TV, temperature_T, config=config))
+
+
+def pick(logits_TV: Tensor, targets_T: Tensor, temperature_T: Tensor, stats_T3: Tensor) -> tuple[Tensor, Tensor]:
+    """`row_logprob` from statistics that are there."""
     rows, vocabulary = logits_TV.shape
     check("targets", targets_T, logits_TV.device, (torch.int64,), rows)
     logprob_T, entropy_T = torch.empty_like(temperature_T), torch.empty_like(temperature_T)
@@ -153,11 +157,12 @@ def row_logprob_backward_(
     temperature_T: Tensor,
     dlogprob_T: Tensor,
     dentropy_T: Tensor,
+    stats_T3: Tensor | None = None,
     *,
     config: Config = BACKWARD_CONFIGS[0],
 ) -> Tensor:
-    """Overwrite the logits with their gradient; returns them."""
-    stats_T3 = row_stats(logits_TV, temperature_T)
+    """Overwrite the logits with their gradient; returns them. Without statistics of an earlier call they are made."""
+    stats_T3 = row_stats(logits_TV, temperature_T) if stats_T3 is None else stats_T3
     rows, vocabulary = logits_TV.shape
     check("targets", targets_T, logits_TV.device, (torch.int64,), rows)
     check("dlogprob", dlogprob_T, logits_TV.device, (torch.float32,), rows)

@@ -12,9 +12,9 @@ from seedthink.kernels.activation import reference_swiglu
 from seedthink.kernels.attention import reference_attend_packed
 from seedthink.kernels.logprob import reference_linear_logprob, reference_row_logprob
 from seedthink.kernels.experts import reference_experts
-from seedthink.kernels.route import Routing, reference_route
 from seedthink.kernels.norm import reference_rms_norm
 from seedthink.kernels.rope import reference_rope, rope_table
+from seedthink.kernels.route import Routing, reference_route
 from seedthink.kernels.triton import (
     attention,
     attention_backward,
@@ -154,13 +154,18 @@ def test_linear_logprob(monkeypatch: pytest.MonkeyPatch) -> None:
     h, weight, targets = torch.randn(11, 6), torch.randn(11, 6), torch.randint(0, 11, (11,))
     exact = doubled(h, weight)
     want = reference_linear_logprob(*exact, targets, 0.7)
-    *found, state = linear_logprob.forward(h, weight, targets, 0.7, F32)
-    for mine, theirs in zip(found, want, strict=True):
+    for mine, theirs in zip(linear_logprob.forward(h, weight, targets, 0.7, F32), want, strict=True):
         close(mine, theirs)
     grads = torch.randn(11), torch.randn(11)
     torch.autograd.backward(want, [each.double() for each in grads])
-    for mine, leaf in zip(linear_logprob.backward(*grads, h, weight, targets, state, 0.7, F32), exact, strict=True):
+    for mine, leaf in zip(linear_logprob.backward(*grads, h, weight, targets, 0.7, F32), exact, strict=True):
         close(mine, leaf.grad)
+    *found, state = linear_logprob.operator_forward(h, weight, targets, 0.7, F32)
+    again = linear_logprob.operator_backward(*grads, h, weight, targets, state, 0.7, F32)
+    for mine, leaf in zip(again, exact, strict=True):
+        close(mine, leaf.grad)
+    assert torch.equal(found[0], linear_logprob.forward(h, weight, targets, 0.7, F32)[0])
+    assert state.dtype == torch.float64 and state.shape == (11, 4)
 
 
 def routed(tokens: int, count: int, k: int) -> Routing:
@@ -262,8 +267,8 @@ def test_the_gradient_of_packed_attention() -> None:
     exact = doubled(q, k, v)
     reference_attend_packed(*exact, bounds, 0.3, prefix).backward(do.double())
     o, lse = attention.attend_packed(q, k, v, bounds, prefix, 0.3, False, config=SMALL)
-    small = config("a test's", warps=4, ROWS=16, KEYS=16)
-    ours = attention_backward.attend_packed_backward(do, q, k, v, o, lse, bounds, prefix, 0.3, False, config=small)
+    small = config("a test's", warps=4, ROWS=16, KEYS=16), config("a test's", warps=4, ROWS=8, KEYS=16)
+    ours = attention_backward.attend_packed_backward(do, q, k, v, o, lse, bounds, prefix, 0.3, False, configs=small)
     for mine, leaf in zip(ours, exact, strict=True):
         close(mine, leaf.grad)
 
