@@ -23,14 +23,14 @@ from seedthink.kernels.attention import (
     reference_attend_paged,
     write_pages,
 )
+from seedthink.kernels.experts import experts, reference_experts
 from seedthink.kernels.gae import gae, reference_gae
 from seedthink.kernels.heads import reference_split_heads, split_heads
 from seedthink.kernels.linear import linear, reference_linear
 from seedthink.kernels.logprob import reference_row_logprob, row_logprob
-from seedthink.kernels.experts import experts, reference_experts
-from seedthink.kernels.route import reference_route, route
 from seedthink.kernels.norm import reference_rms_norm, rms_norm
 from seedthink.kernels.rope import reference_rope, rope, rope_table
+from seedthink.kernels.route import reference_route, route
 from seedthink.kernels.sampling import reference_sample, sample
 from seedthink.kernels.selector import Key, Load
 

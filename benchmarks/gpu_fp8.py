@@ -46,10 +46,9 @@ def _formula(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _quantize(rows: int, width: int, block: tuple[int, int]) -> Made:
+    from seedthink.kernels import cuda
     from seedthink.kernels.fp8 import _quantize_cpu
     from seedthink.kernels.triton import fp8 as by_triton
-
-    from seedthink.kernels import cuda
 
     x = torch.randn(rows, width, device="cuda").bfloat16()
     by_name: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
@@ -87,10 +86,9 @@ def _codes(name: str, mine: Tensor, theirs: Tensor) -> str:
 
 
 def _carry(rows: int, width: int) -> Made:
+    from seedthink.kernels import cuda
     from seedthink.kernels.fp8 import _quantize_carry_cpu
     from seedthink.kernels.triton import fp8 as by_triton
-
-    from seedthink.kernels import cuda
 
     x = torch.randn(rows, width, device="cuda").bfloat16()
     residual = (0.01 * torch.randn(rows, width, device="cuda")).bfloat16()
@@ -112,9 +110,8 @@ def _carry(rows: int, width: int) -> Made:
 
 
 def _norm(rows: int, width: int) -> Made:
-    from seedthink.kernels.triton import rms_norm as by_triton
-
     from seedthink.kernels import cuda
+    from seedthink.kernels.triton import rms_norm as by_triton
 
     x, weight = torch.randn(rows, width, device="cuda").bfloat16(), 1 + 0.1 * torch.randn(width, device="cuda")
     by_name: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
@@ -139,10 +136,9 @@ def _norm(rows: int, width: int) -> Made:
 
 
 def _permute(tokens: int, width: int) -> Made:
+    from seedthink.kernels import cuda
     from seedthink.kernels.fp8 import _quantize_cpu
     from seedthink.kernels.triton import fp8 as by_triton
-
-    from seedthink.kernels import cuda
 
     x = torch.randn(tokens, width, device="cuda").bfloat16()
     _, row, _, _ = routed(tokens)
@@ -174,11 +170,10 @@ def products() -> Iterator[Case]:
 
 
 def _product(rows: int, columns: int, depth: int) -> Made:
+    from seedthink.kernels import cuda
     from seedthink.kernels.fp8 import Fp8
     from seedthink.kernels.fp8_linear import reference_fp8_linear
     from seedthink.kernels.triton import fp8_matmul as by_triton
-
-    from seedthink.kernels import cuda
 
     x, w = torch.randn(rows, depth, device="cuda").bfloat16(), torch.randn(columns, depth, device="cuda").bfloat16()
     xq, xs = cuda.quantize(x, None, [1, 128], *PLAIN)

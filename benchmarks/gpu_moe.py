@@ -60,9 +60,8 @@ def _eager_route(logits: Tensor) -> tuple[Tensor, ...]:
 
 
 def _check_route(logits: Tensor, rule: tuple[object, ...], _: str) -> str:
-    from seedthink.kernels.route import _route_forward
-
     from seedthink.kernels import cuda
+    from seedthink.kernels.route import _route_forward
 
     tied = torch.randint(-2, 3, logits.shape, device="cuda").float()
     wrong = []
@@ -91,9 +90,9 @@ def _check_route(logits: Tensor, rule: tuple[object, ...], _: str) -> str:
 
 def _route_backward(tokens: int, experts: int) -> Made:
     from gpu_clock import rotations
-    from seedthink.kernels.route import _route_grad_cpu
 
     from seedthink.kernels import cuda
+    from seedthink.kernels.route import _route_grad_cpu
 
     moved = 4.0 * tokens * experts + 12.0 * tokens * K
     made = []
@@ -134,9 +133,8 @@ def routed(tokens: int, experts: int = EXPERTS) -> tuple[Tensor, ...]:
 
 
 def _permute(tokens: int, width: int) -> Made:
-    from seedthink.kernels.triton import permute as by_triton
-
     from seedthink.kernels import cuda
+    from seedthink.kernels.triton import permute as by_triton
 
     x = torch.randn(tokens, width, device="cuda").bfloat16()
     _, row, token, _ = routed(tokens)
@@ -163,10 +161,9 @@ def _sum_rows(y: Tensor, weight: Tensor, index: Tensor) -> Tensor:
 
 
 def _combine(tokens: int, width: int) -> Made:
+    from seedthink.kernels import cuda
     from seedthink.kernels.permute import _unpermute_forward
     from seedthink.kernels.triton import permute as by_triton
-
-    from seedthink.kernels import cuda
 
     weight, row, token, _ = routed(tokens)
     y = torch.randn(tokens * K, width, device="cuda").bfloat16()
@@ -192,10 +189,9 @@ def _combine(tokens: int, width: int) -> Made:
 
 
 def _combine_backward(tokens: int, width: int) -> Made:
+    from seedthink.kernels import cuda
     from seedthink.kernels.permute import _unpermute_grad_cpu
     from seedthink.kernels.triton import permute as by_triton
-
-    from seedthink.kernels import cuda
 
     weight, row, token, _ = routed(tokens)
     y, dy = (torch.randn(rows, width, device="cuda").bfloat16() for rows in (tokens * K, tokens))

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from seedthink.kernels.activation import reference_swiglu
 from seedthink.kernels.attention import reference_attend_packed
-from seedthink.kernels.logprob import reference_linear_logprob, reference_row_logprob
 from seedthink.kernels.experts import reference_experts
+from seedthink.kernels.logprob import reference_linear_logprob, reference_row_logprob
 from seedthink.kernels.norm import reference_rms_norm
 from seedthink.kernels.rope import reference_rope, rope_table
 from seedthink.kernels.route import Routing, reference_route

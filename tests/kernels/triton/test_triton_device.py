@@ -11,12 +11,12 @@ from torch import Tensor
 
 from seedthink.kernels.activation import swiglu
 from seedthink.kernels.attention import attend_packed, attend_paged
+from seedthink.kernels.experts import experts
 from seedthink.kernels.linear import linear
 from seedthink.kernels.logprob import linear_logprob
-from seedthink.kernels.experts import experts
-from seedthink.kernels.route import Routing, route
 from seedthink.kernels.norm import add_rms_norm, rms_norm
 from seedthink.kernels.rope import rope, rope_table
+from seedthink.kernels.route import Routing, route
 from seedthink.kernels.triton import fp8, fp8_matmul, grouped, logprob, matmul, permute
 from seedthink.kernels.triton import swiglu as swiglu_kernels
 from seedthink.kernels.triton.launch import Config
