@@ -17,7 +17,7 @@ from torch import Tensor
 
 from seedthink import _C
 from seedthink.kernels.linear import linear_packed
-from seedthink.kernels.packing import PANEL, kept_panels, pack, panels_of
+from seedthink.kernels.packing import PANEL, kept_panels, pack, pack_memory, panels_of
 from seedthink.kernels.registry import define, from_triton
 
 COLUMNS = 1024  # of the vocabulary at a time; a multiple of the row function's blocks (csrc/logprob/row.h)
@@ -79,17 +79,18 @@ def _finish(state_T4: Tensor, temperature_T: Tensor) -> tuple[Tensor, Tensor]:
     return logprob_T, entropy_T
 
 
-def _panels_by_columns(weight_VD: Tensor, compute: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of the weight and their panels: from the pack that is kept, or, for a large weight without one, packed anew.
+def _panels_by_columns(weight_VD: Tensor, compute: torch.dtype, memory: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of the weight and their panels: from the pack that is kept, or, for a large weight without one, in `memory`.
 
-    A pack of a whole large weight would be as large as the weight, and lives for one step while training.
+    A pack of a whole large weight would be as large as the weight, and lives for one step while training. One memory
+    for all parts, because an allocator that is asked for large blocks in turn keeps several of them.
     """
     count = weight_VD.shape[0]
     kept = panels_of(weight_VD, compute) if count <= COLUMNS else kept_panels(weight_VD, compute)
     for begin in range(0, count, COLUMNS):
         columns = slice(begin, min(begin + COLUMNS, count))
         if kept is None:
-            yield columns, pack(weight_VD[columns], compute)
+            yield columns, pack(weight_VD[columns], compute, memory=memory)
         else:
             yield columns, kept[:, columns.start // PANEL : -(-columns.stop // PANEL)]
 
@@ -99,9 +100,9 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     temperature_T = torch.full((h_TD.shape[0],), temperature)
     state_T4 = torch.empty((h_TD.shape[0], 4), dtype=torch.float64)
-    for columns, panels in _panels_by_columns(weight_VD, compute):
+    memory = pack_memory(min(COLUMNS, weight_VD.shape[0]), weight_VD.shape[1], compute)
+    for columns, panels in _panels_by_columns(weight_VD, compute, memory):
         logits = linear_packed(h_TD, panels, columns.stop - columns.start)
-        del panels  # before the next ones are packed
         _C.logprob_columns(logits, columns.start, weight_VD.shape[0], targets_T, temperature_T, state_T4)
     return *_finish(state_T4, temperature_T), state_T4
 
@@ -134,15 +135,16 @@ def _gradients_cpu(
     """The columns' logits are made again and turned into their gradient in place; dh is the sum over the blocks."""
     temperature_T = torch.full((h_TD.shape[0],), temperature)
     dh_TD, dweight_VD = torch.zeros_like(h_TD), torch.empty_like(weight_VD)
-    for columns, panels in _panels_by_columns(weight_VD, compute):
+    memory = pack_memory(min(COLUMNS, weight_VD.shape[0]), weight_VD.shape[1], compute)
+    for columns, panels in _panels_by_columns(weight_VD, compute, memory):
         part_VD = weight_VD[columns]
         logits = linear_packed(h_TD, panels, len(part_VD))
-        del panels  # before others are packed
         _C.logprob_columns_backward(
             logits, columns.start, weight_VD.shape[0], targets_T, temperature_T, state_T4, dlogprob_T, dentropy_T
         )
         _C.linear_weight_grad(logits, h_TD, compute == torch.bfloat16, dweight_VD[columns])
-        dh_TD += linear_packed(logits, pack(part_VD, compute, transposed=True), h_TD.shape[1])
+        back = pack(part_VD, compute, transposed=True, memory=memory)  # the panels are used up
+        dh_TD += linear_packed(logits, back, h_TD.shape[1])
     return dh_TD, dweight_VD
 
 

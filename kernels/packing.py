@@ -7,6 +7,7 @@ Writes that it does not count (through `.data`, a raw pointer, or by torch's fus
 
 from __future__ import annotations
 
+import math
 import weakref
 from dataclasses import dataclass, field
 
@@ -85,8 +86,17 @@ def _drop(slot: int, dead: weakref.ref[Tensor]) -> None:
         del _cache[slot]
 
 
-def pack(weight: Tensor, compute: torch.dtype, transposed: bool = False, name: str = "weight") -> Tensor:
-    """Panels as `panels_of` gives them, made now and kept nowhere: for a part of a weight that is used once."""
+def pack(
+    weight: Tensor,
+    compute: torch.dtype,
+    transposed: bool = False,
+    name: str = "weight",
+    memory: Tensor | None = None,
+) -> Tensor:
+    """Panels as `panels_of` gives them, made now and kept nowhere: for a part of a weight that is used once.
+
+    They lie at the front of `memory` (flat, of dtype `compute`) where it is given; see `pack_memory`.
+    """
     if weight.dim() not in (2, 3):
         raise ValueError(f"{name}: expected 2 or 3 dimensions, got {weight.dim()}")
     if weight.dtype != torch.float32 or not weight.is_cpu or not weight.is_contiguous():
@@ -98,10 +108,16 @@ def pack(weight: Tensor, compute: torch.dtype, transposed: bool = False, name: s
         rows, columns = columns, rows
     width = -(-rows // PANEL)
     if compute == torch.float32:
-        panels = torch.empty((count, width, columns, PANEL), dtype=torch.float32)
+        shape = [count, width, columns, PANEL]
     elif compute == torch.bfloat16:
-        panels = torch.empty((count, width, -(-columns // 2), PANEL, 2), dtype=torch.bfloat16)
+        shape = [count, width, -(-columns // 2), PANEL, 2]
     else:
         raise ValueError(f"compute: {compute} is not one of torch.float32, torch.bfloat16")
+    panels = torch.empty(shape, dtype=compute) if memory is None else memory[: math.prod(shape)].view(shape)
     _C.pack_panels(stack, transposed, panels)
     return panels
+
+
+def pack_memory(rows: int, columns: int, compute: torch.dtype) -> Tensor:
+    """Room for a pack of a weight [rows, columns], in either orientation."""
+    return torch.empty(-(-rows // PANEL) * -(-columns // PANEL) * PANEL**2, dtype=compute)

@@ -16,7 +16,8 @@ import torch
 from offline import launching_nothing, meta
 from torch import Tensor
 
-from seedthink.kernels import activation, attention, experts, fp8_linear, linear, logprob, norm, rope  # noqa: F401 (register operators)
+import seedthink.kernels.experts  # noqa: F401 (register)
+from seedthink.kernels import activation, attention, fp8_linear, linear, logprob, norm, rope  # noqa: F401 (register)
 from seedthink.kernels.triton import (
     attention as attention_kernels,
 )
