@@ -39,7 +39,7 @@ Note = Callable[[Mapping[str, Any]], None]
 class Policy:
     """How carefully the selector explores. Shares are of the operation's time; visits are steps at one place."""
 
-    budget: float = 0.008  # share of time that exploration may lose
+    budget: float = 0.005  # share of time that exploration may lose
     measure_every: int = 16  # one launch in so many of the incumbent is timed
     settle_visits: int = 32  # visits at a place before its first duel, and after each one
     retry_visits: int = 4096  # before a defeated rival asks again

@@ -321,7 +321,8 @@ def show(row: Mapping[str, Any]) -> str:
     parts = [
         f"{row[name][0]:+7.2%} [{row[name][1]:+.2%}, {row[name][2]:+.2%}]" for name in ("regret", "gain", "explored")
     ]
-    return f"{row['trace']:>9} {row['start']:5} {row['op']:13} " + "  ".join(f"{part:28}" for part in parts)
+    adoptions = f"adopted {row['adoptions']:g} times" if "adoptions" in row else ""
+    return f"{row['trace']:>9} {row['start']:5} {row['op']:13} " + "  ".join(f"{part:28}" for part in parts) + adoptions
 
 
 def main() -> None:
