@@ -18,6 +18,7 @@ struct Sizes {
 
 // Token by token, so that x is read once and its row waits in the first cache for its K copies.
 void spread(const Sizes& n, const char* x, const int32_t* row_TK, int64_t row_bytes, char* to) {
+  if (row_bytes == 0) return;
   const bool stream = streams(to, n.R, row_bytes);
   parallel(n.T, token_grain(n.K, row_bytes), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {

@@ -24,9 +24,12 @@ NO_KERNELS = {
     "emulate_amx",
     "threads",
     "set_threads",
-    "gae_cuda_workspace",
-    "gae_scan_cuda",
     "fp8_linear_pitch",
+    "tune",
+    "tuning",
+    "watch",
+    "watched",
+    "imbalance",
 }
 DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.int32, torch.int64, torch.uint8, torch.bool, torch.half]
 WHOLE = [0, -1, 1, 2, 3, 1000, 2**31 - 1, -(2**31), 2**31, 2**40, 2**62, -(2**63)]
