@@ -124,26 +124,3 @@ def _check_rows(y_RD: Tensor, weight_TK: Tensor | None, row_TK: Tensor) -> tuple
     if weight_TK is not None:
         check("weight", weight_TK, y_RD.device, (torch.float32,), *row_TK.shape)
     return *row_TK.shape, y_RD.shape[1]
-
-
-# The operators of kernels/permute.py. They hand over the token of each row too, which the inverse map makes needless.
-def operator_permute(x_TD: Tensor, row_TK: Tensor, token_R: Tensor) -> Tensor:
-    """`permute`."""
-    return permute(x_TD, row_TK)
-
-
-def operator_permute_backward(dx_RD: Tensor, row_TK: Tensor, token_R: Tensor) -> Tensor:
-    """The sum over a token's copies, in order."""
-    return combine(dx_RD, None, row_TK)
-
-
-def operator_unpermute(y_RD: Tensor, weight_TK: Tensor, row_TK: Tensor, token_R: Tensor) -> Tensor:
-    """`combine`."""
-    return combine(y_RD, weight_TK, row_TK)
-
-
-def operator_unpermute_backward(
-    dy_TD: Tensor, y_RD: Tensor, weight_TK: Tensor, row_TK: Tensor, token_R: Tensor
-) -> tuple[Tensor, Tensor]:
-    """`combine_backward`."""
-    return combine_backward(dy_TD, y_RD, weight_TK, row_TK)

@@ -176,15 +176,15 @@ def routed(tokens: int, count: int, k: int) -> Routing:
 
 def test_permute_and_combine() -> None:
     routing, x, y = routed(13, 6, 3), torch.randn(13, 70), torch.randn(39, 70)
-    places, row = (routing.row_TK, routing.token_R), routing.row_TK.long()
-    assert torch.equal(permute.operator_permute(x, *places), x[routing.token_R.long()])
+    row = routing.row_TK.long()
+    assert torch.equal(permute.permute(x, routing.row_TK), x[routing.token_R.long()])
     weight, dout = torch.rand(13, 3), torch.randn(13, 70)
     exact_y, exact_weight = doubled(y, weight)
     want = (exact_y[row] * exact_weight[..., None]).sum(1)
-    close(permute.operator_unpermute(y, weight, *places), want)
-    close(permute.operator_permute_backward(y, *places), y.double()[row].sum(1))
+    close(permute.combine(y, weight, routing.row_TK), want)
+    close(permute.combine(y, None, routing.row_TK), y.double()[row].sum(1))
     want.backward(dout.double())
-    dy, dweight = permute.operator_unpermute_backward(dout, y, weight, *places)
+    dy, dweight = permute.combine_backward(dout, y, weight, routing.row_TK)
     close(dy, exact_y.grad)
     close(dweight, exact_weight.grad)
 

@@ -160,26 +160,13 @@ def test_a_wrong_argument_is_named(message: str, call: Callable[[], Any]) -> Non
         call()
 
 
-@pytest.mark.parametrize(
-    ("block", "previous", "message"),
-    [
-        ([64, 64], None, "block: expected"),
-        ([1, 64], None, "width: expected"),
-        ([1, 128], f32(2, 2), "previous, headroom: expected"),
-    ],
-)
-def test_blocks_that_the_device_does_not_have_are_refused(block: list[int], previous: Tensor, message: str) -> None:
-    with launching_nothing(), pytest.raises(ValueError, match=message):
-        fp8.operator_quantize(f32(2, 256), previous, block, "e4m3", False, 1.0, [0.25, 1.0])
-
-
 def test_the_operator_of_fp8_hands_codes_around_as_bytes() -> None:
-    band = [0.25, 1.0]
     with launching_nothing():
-        codes, scale = fp8.operator_quantize(f32(2, 256), None, [1, 128], "e5m2", True, 1.0, band)
-        w_codes, w_scale, left = fp8.operator_quantize_carry(
-            f32(3, 256), meta(3, 256), f32(1, 2), [128, 128], "e4m3", False, 1.5, band
+        codes, scale, _ = fp8.quantize_rows(f32(2, 256), 128, torch.float8_e5m2, True)
+        w_codes, w_scale, left = fp8.quantize_squares(
+            f32(3, 256), torch.float8_e4m3fn, False, meta(3, 256), f32(1, 2), (1.5, 0.25, 1.0)
         )
+        codes, w_codes = codes.view(torch.uint8), w_codes.view(torch.uint8)
         y = fp8_matmul.operator_fp8_linear(codes, scale, w_codes, w_scale, "e5m2", "e4m3")
     assert kinds((codes, scale, w_codes, w_scale, left, y)) == [
         (torch.Size(shape), dtype)
