@@ -193,10 +193,10 @@ with RayCluster(cpus=1) as cluster, ResourcePool(cluster, "pool", [Slot()]) as p
     with RayGroup("toy", pool, Toy, logs=Path(LOGS)) as group:
         steps = 0
         while not stop.requested:
-            group.later(1.0).result()
             steps += 1
-            print(steps, flush=True)
-        print("saved", group.add(1), flush=True)
+            print("step", steps, flush=True)  # said inside the step: a signal sent after it never falls between two
+            group.later(1.0).result()
+        print("saved", steps, group.add(1), flush=True)
         group.later(600.0).result()
 """
 
@@ -204,11 +204,10 @@ with RayCluster(cpus=1) as cluster, ResourcePool(cluster, "pool", [Slot()]) as p
 def test_ctrl_c_once_finishes_the_step_and_twice_ends_all_processes(tmp_path: Path) -> None:
     process = child(WAITING.replace("LOGS", repr(str(tmp_path))))
     assert process.stdout is not None
-    assert process.stdout.readline() == "1\n"
+    assert process.stdout.readline() == "step 1\n"
     family = tree(process.pid)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group, Ray's processes included
-    assert process.stdout.readline() == "2\n"
-    assert process.stdout.readline() == "saved [1]\n"
+    assert process.stdout.readline() == "saved 1 [1]\n"
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert errors.startswith("stopping: this step is finished") and errors.rstrip().endswith("KeyboardInterrupt")
@@ -219,7 +218,7 @@ def test_kill_9_of_the_controller_takes_workers_and_servers_along(tmp_path: Path
     before = set(Path("/tmp").glob("st-ray-*"))
     process = child(WAITING.replace("LOGS", repr(str(tmp_path))))
     assert process.stdout is not None
-    assert process.stdout.readline() == "1\n"
+    assert process.stdout.readline() == "step 1\n"
     family = {pid: name(pid) for pid in tree(process.pid)}
     assert any("_Host" in name for name in family.values()) and "raylet" in family.values()
     process.kill()
