@@ -174,7 +174,7 @@ def main() -> None:
                     f"{row['compiled_peak_bytes'] / 2**20:.0f} MiB); elsewhere {row['cores_used_elsewhere']:.2f}",
                     flush=True,
                 )
-    save("kernel_logprob", found, surroundings)
+                save("kernel_logprob", found, surroundings)  # after every row: one takes minutes
 
 
 if __name__ == "__main__":
