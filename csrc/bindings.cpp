@@ -1,7 +1,10 @@
-// The only file that names Python. A torch tensor becomes a View by asking its own attributes, so no torch headers are
+// The only file that names Python. A torch tensor becomes a View through DLPack's exchange table, so no torch headers are
 // needed and one build serves every torch version. Every kernel runs with the GIL released.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+
+#include <algorithm>
+#include <stdexcept>
 
 #include "attention/attention.h"
 #include "block/block.h"
@@ -35,31 +38,70 @@ using seedthink::View;
 
 namespace {
 
-// Names of torch's tensor interface, interned once; dtype objects are singletons and compare by address.
-struct TorchNames {
-  py::str data_ptr{"data_ptr"}, shape{"shape"}, stride{"stride"}, dtype{"dtype"}, is_cuda{"is_cuda"};
-  PyObject* dtypes[10] = {};
-  TorchNames() {
-    py::module_ torch = py::module_::import("torch");
-    const std::pair<Dtype, const char*> table[] = {
-        {Dtype::f32, "float32"}, {Dtype::bf16, "bfloat16"}, {Dtype::f64, "float64"},          {Dtype::i32, "int32"},
-        {Dtype::i64, "int64"},   {Dtype::u8, "uint8"},      {Dtype::b8, "bool"},              {Dtype::f8e4m3, "float8_e4m3fn"},
-        {Dtype::f8e5m2, "float8_e5m2"}};
-    for (const auto& [dtype, name] : table) dtypes[static_cast<int>(dtype)] = py::object(torch.attr(name)).release().ptr();
+// What torch hands out for every tensor without a call into Python: DLPack 1.3's exchange table (dlpack.h of
+// dmlc/dlpack), which `torch.Tensor.__dlpack_c_exchange_api__` holds from torch 2.11 on. Only what is used is named.
+struct DLTensor {
+  void* data;
+  int32_t device_type, device_id;
+  int32_t dims;
+  uint8_t code, bits;
+  uint16_t lanes;
+  int64_t *shape, *strides;
+  uint64_t byte_offset;
+};
+struct ExchangeTable {
+  uint32_t major, minor;
+  void* older;
+  void* managed[3];
+  int (*describe)(void* tensor, DLTensor* out);  // not owning; -1 with a Python exception set
+};
+constexpr int kOnCpu = 1, kOnCuda = 2, kOnCudaHost = 3;  // pinned memory is the CPU's
+
+struct Torch {
+  PyTypeObject* tensor;
+  const ExchangeTable* table;
+  Torch() {
+    py::object type = py::module_::import("torch").attr("Tensor");
+    py::capsule capsule = type.attr("__dlpack_c_exchange_api__");
+    table = static_cast<const ExchangeTable*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+    if (table == nullptr) throw py::error_already_set();
+    if (table->major != 1 || table->describe == nullptr)
+      throw std::runtime_error("seedthink: this torch exchanges tensors by another version of DLPack; it needs torch >= 2.11");
+    tensor = reinterpret_cast<PyTypeObject*>(type.release().ptr());
   }
 };
 
-const TorchNames& torch_names() {
-  static const TorchNames* names = new TorchNames;  // never destroyed: the interpreter may be gone before us
-  return *names;
+const Torch& torch() {
+  static const Torch* found = new Torch;  // never destroyed: the interpreter may be gone before us
+  return *found;
 }
 
-bool read_sizes(PyObject* sequence, int64_t* out, int& dims) {
-  const Py_ssize_t n = PyTuple_Size(sequence);
-  if (n < 0 || n > View::kMaxDims) return false;
-  for (Py_ssize_t i = 0; i < n; ++i) out[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(sequence, i));
-  dims = static_cast<int>(n);
-  return true;
+Dtype dtype_of(const DLTensor& tensor) {
+  struct Known {
+    uint8_t code, bits;
+    Dtype dtype;
+  };
+  static constexpr Known kKnown[] = {{2, 32, Dtype::f32},    {4, 16, Dtype::bf16}, {2, 64, Dtype::f64},
+                                     {0, 32, Dtype::i32},    {0, 64, Dtype::i64},  {1, 8, Dtype::u8},
+                                     {6, 8, Dtype::b8},      {10, 8, Dtype::f8e4m3}, {12, 8, Dtype::f8e5m2}};
+  for (const Known& known : kKnown)
+    if (tensor.code == known.code && tensor.bits == known.bits && tensor.lanes == 1) return known.dtype;
+  throw py::value_error("a tensor argument has a dtype that no kernel takes");
+}
+
+View view_of(const DLTensor& tensor) {
+  View view;
+  if (tensor.dims > View::kMaxDims) throw py::value_error("a tensor argument has more than 6 dimensions");
+  if (tensor.device_type != kOnCpu && tensor.device_type != kOnCuda && tensor.device_type != kOnCudaHost)
+    throw py::value_error("a tensor argument is on a device that no kernel runs on");
+  view.pointer = static_cast<char*>(tensor.data) + tensor.byte_offset;
+  view.dims = tensor.dims;
+  std::copy_n(tensor.shape, tensor.dims, view.size);
+  std::copy_n(tensor.strides, tensor.dims, view.stride);
+  view.dtype = dtype_of(tensor);
+  view.cuda = tensor.device_type == kOnCuda;
+  if (view.cuda) view.device = tensor.device_id;
+  return view;
 }
 
 }  // namespace
@@ -72,23 +114,10 @@ struct type_caster<View> {
 
   bool load(handle source, bool) {
     if (source.is_none()) return true;
-    if (!PyObject_HasAttr(source.ptr(), torch_names().data_ptr.ptr())) return false;
-    const TorchNames& names = torch_names();
-    object pointer = reinterpret_steal<object>(PyObject_CallMethodNoArgs(source.ptr(), names.data_ptr.ptr()));
-    object shape = reinterpret_steal<object>(PyObject_GetAttr(source.ptr(), names.shape.ptr()));
-    object stride = reinterpret_steal<object>(PyObject_CallMethodNoArgs(source.ptr(), names.stride.ptr()));
-    object dtype = reinterpret_steal<object>(PyObject_GetAttr(source.ptr(), names.dtype.ptr()));
-    object cuda = reinterpret_steal<object>(PyObject_GetAttr(source.ptr(), names.is_cuda.ptr()));
-    if (!pointer || !shape || !stride || !dtype || !cuda) throw error_already_set();
-    value.pointer = PyLong_AsVoidPtr(pointer.ptr());
-    value.cuda = cuda.ptr() == Py_True;
-    if (value.cuda) value.device = source.attr("get_device")().cast<int>();
-    int dims = 0;
-    if (!read_sizes(shape.ptr(), value.size, value.dims) || !read_sizes(stride.ptr(), value.stride, dims))
-      throw value_error("a tensor argument has more than 6 dimensions");
-    for (int i = 1; i < 10; ++i)
-      if (dtype.ptr() == names.dtypes[i]) value.dtype = static_cast<Dtype>(i);
-    if (value.dtype == Dtype::none) throw value_error("a tensor argument has a dtype that no kernel takes");
+    if (!PyType_IsSubtype(Py_TYPE(source.ptr()), torch().tensor)) return false;
+    DLTensor tensor;
+    if (torch().table->describe(source.ptr(), &tensor) != 0) throw error_already_set();
+    value = view_of(tensor);
     return true;
   }
 };

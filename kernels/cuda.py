@@ -28,8 +28,12 @@ def _launch(name: str, first: Tensor, *args: Any) -> None:
         raise DeviceError(
             f"{name}: this build has no CUDA kernels; see `seedthink doctor`, or move the tensors to the CPU"
         )
-    with torch.cuda.device(first.device):
-        call(*args, torch.cuda.current_stream().cuda_stream)
+    index = first.get_device()
+    if index == torch.cuda.current_device():  # the usual case, without the context manager's microseconds
+        call(*args, torch.cuda.current_stream(index).cuda_stream)
+        return
+    with torch.cuda.device(index):
+        call(*args, torch.cuda.current_stream(index).cuda_stream)
 
 
 def _bytes(size: int, like: Tensor) -> Tensor:

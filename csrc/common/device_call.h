@@ -22,9 +22,13 @@ class DeviceCall {
  public:
   DeviceCall(const char* operation, const View& first, int64_t stream)
       : stream(reinterpret_cast<cudaStream_t>(stream)), operation_(operation), device_(first.device) {
-    int count = 0;
-    require(cudaGetDeviceCount(&count), operation, "no usable CUDA driver (check nvidia-smi)");
-    if (count == 0) throw std::runtime_error(std::string(operation) + " on CUDA: no device (check nvidia-smi)");
+    static const int devices = [&] {  // asked again only after it failed
+      int count = 0;
+      require(cudaGetDeviceCount(&count), operation, "no usable CUDA driver (check nvidia-smi)");
+      if (count == 0) throw std::runtime_error(std::string(operation) + " on CUDA: no device (check nvidia-smi)");
+      return count;
+    }();
+    static_cast<void>(devices);
     ST_CHECK(first.cuda, operation, ": expected CUDA tensors");
   }
 

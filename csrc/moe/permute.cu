@@ -52,10 +52,12 @@ void combine(const cuda::DeviceCall& call, const char* what, const View& rows, c
   with_elements(what, {&rows, &y}, n.D, [&](auto* p, auto together) {
     using X = std::remove_pointer_t<decltype(p)>;
     constexpr int kTogether = decltype(together)::value;
-    cuda::combine_rows<X, kTogether>
-        <<<static_cast<unsigned>(n.T), threads_for((n.D + kTogether - 1) / kTogether), 0, call.stream>>>(
-            p, row_TK.as<int32_t>(), weight, static_cast<int32_t>(n.K), static_cast<uint32_t>(n.R),
-            static_cast<int32_t>(n.D), y.as<X>());
+    const int64_t steps = (n.D + kTogether - 1) / kTogether;
+    const dim3 grid(static_cast<unsigned>(n.T), cuda::blocks_for(steps, cuda::kCombineThreads));
+    const unsigned threads = std::min<unsigned>(cuda::kCombineThreads, cuda::blocks_for(steps, 32) * 32);
+    cuda::combine_rows<X, kTogether><<<grid, threads, 0, call.stream>>>(
+        p, row_TK.as<int32_t>(), weight, static_cast<int32_t>(n.K), static_cast<uint32_t>(n.R),
+        static_cast<int32_t>(n.D), y.as<X>());
   });
   call.launched();
 }

@@ -57,7 +57,7 @@ void check_combine(const Rows& n, bool weighted) {
         sum = fmaf(weighted ? n.weight[t * n.K + k] : 1.f, widen(rows[n.row[t * n.K + k] * n.D + d]), sum);
       want[t * n.D + d] = narrow<X>(sum);
     }
-  on_cpu::launch(n.T, 32, [&] {
+  on_cpu::launch(n.T, 64, [&] {
     combine_rows<X, N>(rows.data(), n.row.data(), weighted ? n.weight.data() : nullptr, n.K, n.R, n.D, y.data());
   });
   expect(same(y, want), "a token is the sum of its rows in expert order, bit for bit");
@@ -95,11 +95,12 @@ void check_wild_rows() {
 }
 
 int main() {
-  for (const int K : {1, 3, 8, 9}) {
+  for (const int K : {1, 3, 8, 9, 40}) {
     const Rows n(5, K, 40);
     check_spread<Pack<uint32_t, 4>, float>(n);
     check_spread<uint32_t, seedthink::bf16>(n);
     check_combine<float, 4>(n, true);
+    check_combine<float, 1>(n, true);
     check_combine<seedthink::bf16, 8>(n, true);
     check_combine<seedthink::bf16, 8>(n, false);
     check_gradient<seedthink::bf16, 8>(n);
