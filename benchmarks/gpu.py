@@ -3,7 +3,8 @@
 One call builds the native library for this machine, checks every kernel on fresh random data (a kernel that is wrong
 prints FAIL and no time), measures what the device can do at best (copy, bfloat16 matmul), and times every row of the
 table below in microseconds: in a busy stream, and in a CUDA graph where launches matter. Results are written after each
-row, so a crash or an interruption keeps what there is.
+row, so a crash or an interruption keeps what there is; rows of an earlier run stay in the file until they are measured
+again, each with its date.
 Needs a CUDA GPU, torch, nvcc and g++; no network. Run: `python benchmarks/gpu.py`; `--dry-run` lists the rows anywhere.
 """
 
@@ -60,11 +61,18 @@ def _commit() -> str:
 
 
 class Results:
-    """The rows so far, on disk after every one."""
+    """The rows so far, on disk after every one. Rows of an earlier run stay until their case is measured again."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.table = path, {"environment": {}, "rows": []}
+    def __init__(self, path: Path, today: str) -> None:
+        self.path, self.today = path, today
+        self.table: dict[str, Any] = {"environment": {}, "rows": []}
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            self.table = json.loads(path.read_text(encoding="utf-8"))
+
+    def forget(self, op: str, shape: str) -> None:
+        """Drop a case's earlier rows."""
+        self.table["rows"] = [row for row in self.table["rows"] if (row["op"], row["shape"]) != (op, shape)]
 
     def write(self) -> None:
         """Replace the file in one step."""
@@ -75,7 +83,7 @@ class Results:
 
     def add(self, row: dict[str, Any]) -> None:
         """Keep and print one row."""
-        self.table["rows"].append(row)
+        self.table["rows"].append(row | {"date": self.today})
         self.write()
         print(line(row), flush=True)
 
@@ -96,6 +104,7 @@ def line(row: dict[str, Any]) -> str:
 def measure(case: Case, ceilings: dict[str, float], results: Results, seconds_left: float) -> None:
     """Check and time one case; a failure becomes a row of its own."""
     start = {"op": case.op, "shape": case.shape, "reach": case.reach}
+    results.forget(case.op, case.shape)
     if seconds_left < case.seconds:
         results.add(start | {"impl": "-", "status": "skipped", "reason": f"{seconds_left:.0f} s left"})
         return
@@ -121,9 +130,10 @@ def run(options: argparse.Namespace, chosen: list[Case]) -> int:
     from gpu_clock import copy_rate, matmul_rate
 
     torch.manual_seed(0)
-    results = Results(Path(options.out or _default_path()))
+    surroundings = environment()
+    results = Results(Path(options.out or _default_path()), surroundings["date"][:10])
     ceilings = {"copy": copy_rate(), "matmul": matmul_rate()}
-    results.table["environment"] = environment() | {"build": built, "ceilings": ceilings}
+    results.table["environment"] = surroundings | {"build": built, "ceilings": ceilings}
     print(f"copy {ceilings['copy'] / 1e9:.0f} GB/s, bf16 matmul {ceilings['matmul'] / 1e12:.0f} TFLOP/s", flush=True)
     for case in chosen:
         measure(case, ceilings, results, options.seconds - (time.monotonic() - began))
@@ -143,12 +153,13 @@ def main() -> int:
     """Parse the command line; 0 when every kernel is right."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry-run", action="store_true", help="list the rows and what each should reach, then stop")
-    parser.add_argument("--only", default="", help="cases whose name or shape contains this")
+    parser.add_argument("--only", default="", metavar="A,B", help="cases whose name or shape contains one of these")
     parser.add_argument("--seconds", type=float, default=430.0, help="cases that would end later are skipped")
     parser.add_argument("--out", default="", help="JSON file (default: results/gpu_DEVICE.json beside this file)")
     parser.add_argument("--rebuild", action="store_true", help="build the native library even if it is there")
     options = parser.parse_args()
-    chosen = [case for case in cases() if options.only in f"{case.op} {case.shape}"]
+    words = options.only.split(",")
+    chosen = [case for case in cases() if any(word in f"{case.op} {case.shape}" for word in words)]
     if options.dry_run:
         for case in chosen:
             print(f"{case.op:<18} {case.shape:<34} {case.reach}")

@@ -31,30 +31,39 @@ def reference_fp8_linear(x: Fp8, w: Fp8, dtype: torch.dtype = torch.float64) -> 
     return y_TN
 
 
-def fp8_linear(x: Fp8, w: Fp8) -> Tensor:
+def fp8_linear(x: Fp8, w: Fp8, fast: bool = False) -> Tensor:
     """y_TN = x w^T in float32, of x [T, K] in blocks of (1, 128) and w [N, K] in blocks of (128, 128); no autograd.
 
-    Formats may differ. ValueError names the argument that does not fit.
+    Formats may differ. fast: a bfloat16 result by the quickest product at hand, which on CUDA is torch's block-scaled
+    one where it takes the shapes; a row's bits may then depend on the other rows.
+    ValueError names the argument that does not fit.
     """
     for what, block, wanted in (("x", x.block, (1, BLOCK)), ("w", w.block, (BLOCK, BLOCK))):
         if tuple(block) != wanted:
             raise ValueError(f"{what}: expected blocks of {wanted}, got {tuple(block)}")
-    y_TN: Tensor = _linear(x.codes.view(torch.uint8), x.scale, w.codes.view(torch.uint8), w.scale, x.format, w.format)
+    codes = x.codes.view(torch.uint8), x.scale, w.codes.view(torch.uint8), w.scale
+    y_TN: Tensor = _linear(*codes, x.format, w.format, fast)
     return y_TN
 
 
 def _linear_cpu(
-    x_TK: Tensor, x_scale_TQ: Tensor, w_NK: Tensor, w_scale_PQ: Tensor, x_format: str, w_format: str
+    x_TK: Tensor, x_scale_TQ: Tensor, w_NK: Tensor, w_scale_PQ: Tensor, x_format: str, w_format: str, fast: bool
 ) -> Tensor:
     y_TN = torch.empty((x_TK.shape[0], w_NK.shape[0]), dtype=torch.float32)
     cells = torch.empty((x_TK.shape[0], _C.fp8_linear_pitch(x_TK.shape[1])), dtype=torch.int32)
     _C.fp8_linear(x_TK.view(FORMATS[x_format]), x_scale_TQ, w_NK.view(FORMATS[w_format]), w_scale_PQ, cells, y_TN)
-    return y_TN
+    return y_TN.bfloat16() if fast else y_TN
+
+
+def _shape(
+    x_TK: Tensor, x_scale_TQ: Tensor, w_NK: Tensor, w_scale_PQ: Tensor, x_format: str, w_format: str, fast: bool
+) -> Tensor:
+    return x_scale_TQ.new_empty((x_TK.shape[0], w_NK.shape[0]), dtype=torch.bfloat16 if fast else torch.float32)
 
 
 _linear = define(
-    "fp8_linear(Tensor x, Tensor x_scale, Tensor w, Tensor w_scale, str x_format, str w_format) -> Tensor",
+    "fp8_linear(Tensor x, Tensor x_scale, Tensor w, Tensor w_scale, str x_format, str w_format, bool fast) -> Tensor",
     cpu=_linear_cpu,
     cuda=from_triton("fp8_matmul", "operator_fp8_linear"),
-    fake=lambda x, x_scale, w, *rest: x_scale.new_empty((x.shape[0], w.shape[0])),
+    fake=_shape,
 )

@@ -39,6 +39,8 @@ class Format(NamedTuple):
 
 FORMATS = {torch.float8_e4m3fn: Format(448.0, 8), torch.float8_e5m2: Format(57344.0, 15)}
 
+UNFUSED = {"enable_fp_fusion": False}  # what the codes leave: a product is rounded before it is subtracted
+
 BY_NAME = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 
 
@@ -188,7 +190,9 @@ def _squares(
     tl.store(code_ptr + row * N + column, codes, mask=live)
     tl.store(scale_ptr + at, scale)
     if RESIDUAL:
-        tl.store(left_ptr + row * N + column, left_of(x, codes, scale, EXPONENT).to(left_ptr.dtype.element_ty), mask=live)
+        tl.store(
+            left_ptr + row * N + column, left_of(x, codes, scale, EXPONENT).to(left_ptr.dtype.element_ty), mask=live
+        )
 
 
 def quantize_rows(
@@ -214,7 +218,7 @@ def quantize_rows(
     blocks = ceil_div(columns, max(width, 1))
     codes_MN, scale = x_MN.new_empty((rows, columns), dtype=format), x_MN.new_empty((rows, blocks), dtype=torch.float32)
     left_MN = None if residual_MN is None else torch.empty_like(residual_MN)
-    constants = constants_of(format, power_of_two_scale) | {"RESIDUAL": residual_MN is not None}
+    constants = constants_of(format, power_of_two_scale) | {"RESIDUAL": residual_MN is not None} | UNFUSED
     constants |= {"K": 1, "SCATTER": False, "BLOCK": power_of_two(width)}
     args = (x_MN, residual_MN, None, codes_MN, scale, left_MN, rows, columns)
     launch(_blocks, (ceil_div(rows, config.block("ROWS")), blocks), *args, config=config, **constants)
@@ -242,7 +246,7 @@ def quantize_squares(
         check("previous", previous_PQ, x_MN.device, (torch.float32,), *grid)
     codes_MN, scale_PQ = x_MN.new_empty((rows, columns), dtype=format), x_MN.new_empty(grid, dtype=torch.float32)
     left_MN = None if residual_MN is None else torch.empty_like(residual_MN)
-    constants = constants_of(format, power_of_two_scale) | {"RESIDUAL": residual_MN is not None, "BLOCK": 128}
+    constants = constants_of(format, power_of_two_scale) | {"RESIDUAL": residual_MN is not None, "BLOCK": 128} | UNFUSED
     args = (x_MN, residual_MN, previous_PQ, codes_MN, scale_PQ, left_MN, rows, columns, *band)
     launch(_squares, grid, *args, config=config, STICKY=previous_PQ is not None, **constants)
     return codes_MN, scale_PQ, left_MN

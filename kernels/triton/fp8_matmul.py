@@ -17,7 +17,7 @@ from seedthink.kernels.triton.launch import Config, ceil_div, check, check_fp8, 
 from seedthink.kernels.triton.matmul import FEW_ROWS, tile_of
 
 CONFIGS = (
-    config("blocks of 128 k", warps=8, stages=3, BLOCK_M=128, BLOCK_N=128, GROUP=8),
+    config("blocks of 128 k", warps=8, stages=4, BLOCK_M=128, BLOCK_N=128, GROUP=8),
     config("blocks of 128 k", warps=4, stages=4, BLOCK_M=64, BLOCK_N=128, GROUP=8),
     config("blocks of 128 k", warps=4, stages=5, BLOCK_M=64, BLOCK_N=64, GROUP=8),
 )
@@ -90,7 +90,28 @@ def fp8_matmul(
 
 
 def operator_fp8_linear(
-    x_TK: Tensor, x_scale_TQ: Tensor, w_NK: Tensor, w_scale_PQ: Tensor, x_format: str, w_format: str
+    x_TK: Tensor, x_scale_TQ: Tensor, w_NK: Tensor, w_scale_PQ: Tensor, x_format: str, w_format: str, fast: bool
 ) -> Tensor:
-    """`fp8_matmul` for the operator of kernels/fp8_linear.py, which hands codes around as bytes."""
-    return fp8_matmul(x_TK.view(BY_NAME[x_format]), x_scale_TQ, w_NK.view(BY_NAME[w_format]), w_scale_PQ)
+    """The operator of kernels/fp8_linear.py, which hands codes around as bytes."""
+    x, w = x_TK.view(BY_NAME[x_format]), w_NK.view(BY_NAME[w_format])
+    if not fast:
+        return fp8_matmul(x, x_scale_TQ, w, w_scale_PQ)
+    if torch_takes(x, w):
+        return torch_matmul(x, x_scale_TQ, w, w_scale_PQ)
+    return fp8_matmul(x, x_scale_TQ, w, w_scale_PQ, torch.bfloat16)
+
+
+def torch_takes(x_TK: Tensor, w_NK: Tensor) -> bool:
+    """Whether torch's block-scaled product takes these: E4M3, on Hopper, whole blocks, scales by fours along K."""
+    whole = x_TK.shape[0] % 16 == 0 and x_TK.shape[1] % 512 == 0 and w_NK.shape[0] % 128 == 0 and x_TK.numel() > 0
+    both = x_TK.dtype == w_NK.dtype == torch.float8_e4m3fn
+    return whole and both and torch.cuda.get_device_capability(x_TK.device) == (9, 0)
+
+
+def torch_matmul(x_TK: Tensor, x_scale_TQ: Tensor, w_NK: Tensor, w_scale_PQ: Tensor) -> Tensor:
+    """y_TN in bfloat16 by torch's product, which wants the scales of x with T innermost and those of w with K innermost."""
+    from torch.nn.functional import ScalingType, scaled_mm
+
+    how = (x_scale_TQ.t().contiguous().t(), ScalingType.BlockWise1x128, w_scale_PQ.t(), ScalingType.BlockWise128x128)
+    y_TN: Tensor = scaled_mm(x_TK, w_NK.t(), *how, output_dtype=torch.bfloat16)
+    return y_TN

@@ -18,12 +18,12 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
-def pair(t: int, k: int, n: int, formats: tuple[str, str] = ("e4m3", "e4m3")) -> tuple[Fp8, Fp8]:
+def pair(t: int, k: int, n: int, formats: tuple[str, str] = ("e4m3", "e4m3", False)) -> tuple[Fp8, Fp8]:
     size = torch.exp2(torch.arange(t).remainder(7).float())[:, None]
     return quantize_fp8(draw(t, k) * size, (1, 128), formats[0]), quantize_fp8(draw(n, k), (128, 128), formats[1])
 
 
-@pytest.mark.parametrize("formats", [("e4m3", "e4m3"), ("e5m2", "e4m3"), ("e5m2", "e5m2")])
+@pytest.mark.parametrize("formats", [("e4m3", "e4m3", False), ("e5m2", "e4m3"), ("e5m2", "e5m2")])
 @pytest.mark.parametrize(("t", "k", "n"), SHAPES)
 def test_the_product_is_near_float64(t: int, k: int, n: int, formats: tuple[str, str], half: torch.dtype) -> None:
     x, w = pair(t, k, n, formats)
@@ -98,8 +98,14 @@ def test_bad_arguments_are_named() -> None:
             fp8_linear(*arguments)
 
 
-def test_the_operator_passes_opcheck() -> None:
+def test_the_fast_product_is_rounded_to_bfloat16() -> None:
+    x, w = pair(3, 140, 5)
+    assert torch.equal(fp8_linear(x, w, fast=True), fp8_linear(x, w).bfloat16())
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_the_operator_passes_opcheck(fast: bool) -> None:
     x, w = pair(3, 140, 5)
     codes = [each.codes.view(torch.uint8) for each in (x, w)]
-    arguments = (codes[0], x.scale, codes[1], w.scale, "e4m3", "e4m3")
+    arguments = (codes[0], x.scale, codes[1], w.scale, "e4m3", "e4m3", fast)
     torch.library.opcheck(torch.ops.seedthink.fp8_linear.default, arguments)

@@ -93,7 +93,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "experts_backward": (f32(6, 8), f32(6, 8), *PLACES, f32(4, 6, 8), f32(4, 8, 3), f32(12, 6), torch.bfloat16),
     "fp8_linear": (
         *(meta(6, 256, dtype=torch.uint8), f32(6, 2), meta(140, 256, dtype=torch.uint8), f32(2, 2)),
-        *("e4m3", "e4m3"),
+        *("e4m3", "e4m3", False),
     ),
     "attend_packed": (f32(6, 4, 16), f32(6, 2, 16), f32(6, 2, 16), i32(3), i32(2), 0.3, True),
     "attend_packed_backward": (
@@ -167,7 +167,7 @@ def test_the_operator_of_fp8_hands_codes_around_as_bytes() -> None:
             f32(3, 256), torch.float8_e4m3fn, False, meta(3, 256), f32(1, 2), (1.5, 0.25, 1.0)
         )
         codes, w_codes = codes.view(torch.uint8), w_codes.view(torch.uint8)
-        y = fp8_matmul.operator_fp8_linear(codes, scale, w_codes, w_scale, "e5m2", "e4m3")
+        y = fp8_matmul.operator_fp8_linear(codes, scale, w_codes, w_scale, "e5m2", "e4m3", False)
     assert kinds((codes, scale, w_codes, w_scale, left, y)) == [
         (torch.Size(shape), dtype)
         for shape, dtype in [

@@ -12,6 +12,8 @@ from torch import Tensor
 from seedthink.kernels.activation import swiglu
 from seedthink.kernels.attention import attend_packed, attend_paged
 from seedthink.kernels.experts import experts
+from seedthink.kernels.fp8 import Fp8, quantize_fp8
+from seedthink.kernels.fp8_linear import fp8_linear
 from seedthink.kernels.linear import linear
 from seedthink.kernels.logprob import linear_logprob
 from seedthink.kernels.norm import add_rms_norm, rms_norm
@@ -101,8 +103,8 @@ def test_packed_attention(compute: torch.dtype, tolerance: float) -> None:
     there = gradients(
         lambda q, k, v: attend_packed(q, k, v, moved[0], 0.09, compute, moved[1]), q.cuda(), k.cuda(), v.cuda()
     )
-    for mine, theirs in zip(there, here, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=0.0, atol=tolerance)
+    for mine, theirs in zip(there, here, strict=True):  # of the largest number: a shared prefix gathers large gradients
+        torch.testing.assert_close(mine, theirs, rtol=0.0, atol=tolerance * max(1.0, float(theirs.abs().max())))
 
 
 def test_decoding_has_the_bits_of_packed_attention() -> None:
@@ -211,3 +213,14 @@ def test_row_log_probabilities_of_a_wide_vocabulary() -> None:
     exact = torch.log_softmax(logits.double(), -1)
     torch.testing.assert_close(logp.cpu().double(), exact.gather(-1, targets[:, None])[:, 0], rtol=0.0, atol=1e-5)
     torch.testing.assert_close(entropy.cpu().double(), -(exact.exp() * exact).sum(-1), rtol=0.0, atol=1e-4)
+
+
+def test_the_fast_fp8_product_is_near_the_exact_one() -> None:
+    for rows, columns, depth in ((512, 256, 1024), (500, 256, 1024), (512, 256, 640)):  # torch's, and twice ours
+        x, w = (
+            quantize_fp8(torch.randn(size, depth), block) for size, block in ((rows, (1, 128)), (columns, (128, 128)))
+        )
+        moved = [Fp8(each.codes.cuda(), each.scale.cuda(), each.block) for each in (x, w)]
+        fast, exact = fp8_linear(*moved, fast=True), fp8_linear(*moved)
+        assert fast.dtype == HALF
+        torch.testing.assert_close(fast.float(), exact, rtol=2e-2, atol=0.02 * float(exact.abs().max()))
