@@ -104,10 +104,10 @@ def line(row: dict[str, Any]) -> str:
 def measure(case: Case, ceilings: dict[str, float], results: Results, seconds_left: float) -> None:
     """Check and time one case; a failure becomes a row of its own."""
     start = {"op": case.op, "shape": case.shape, "reach": case.reach}
-    results.forget(case.op, case.shape)
     if seconds_left < case.seconds:
-        results.add(start | {"impl": "-", "status": "skipped", "reason": f"{seconds_left:.0f} s left"})
+        print(f"{case.op} {case.shape}: skipped, {seconds_left:.0f} s left", flush=True)
         return
+    results.forget(case.op, case.shape)
     try:
         made = case.prepare()
         rows = made.rows(start, ceilings)
