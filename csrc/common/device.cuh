@@ -63,6 +63,42 @@ __device__ inline float warp_max(float x) {
   return x;
 }
 
+// From global to shared memory with no register between, 4 or 16 bytes at a multiple of that. After await_copies, what
+// the calling thread asked for is there.
+template <int bytes>
+__device__ inline void copy_async(void* shared, const void* global) {
+  static_assert(bytes == 4 || bytes == 16);
+#ifdef __CUDA_ARCH__
+  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  if constexpr (bytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(global) : "memory");
+#else
+  using Bytes = Pack<uint8_t, bytes>;  // so that the CPU, too, can tell a wrong address
+  *static_cast<Bytes*>(shared) = *static_cast<const Bytes*>(global);
+#endif
+}
+__device__ inline void await_copies() {
+#ifdef __CUDA_ARCH__
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+// A kernel that is launched as a programmatic dependent starts as soon as every block of the one before it has called
+// start_next_kernel; what that one writes is there after await_kernel_before. Without such a launch, and before Hopper,
+// both are nothing.
+__device__ inline void start_next_kernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ inline void await_kernel_before() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // What one block leaves for others of the same launch: written by one thread, then announced.
 __device__ inline void announce(int32_t* flag) {
   __threadfence();

@@ -8,12 +8,29 @@ namespace seedthink {
 namespace {
 
 int64_t slots(int64_t T, int64_t B) { return B + T / cuda::kChunk; }
-int64_t counter_bytes(int64_t T, int64_t B) { return cuda::padded((1 + slots(T, B)) * sizeof(int32_t)); }
+int64_t flag_bytes(int64_t T, int64_t B) { return cuda::padded(slots(T, B) * sizeof(int32_t)); }
+
+// The scan waits in its own code for the kernel that clears the flags, where devices can.
+void launch_after_clear(const cuda::DeviceCall& call, int device, unsigned blocks, const cuda::Problem& problem,
+                        const cuda::Workspace& work) {
+  int major = 0;
+  cuda::require(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "gae", "no such device");
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(cuda::kGaeThreads);
+  config.stream = call.stream;
+  config.attrs = &early;
+  config.numAttrs = major >= 9 ? 1 : 0;
+  cuda::require(cudaLaunchKernelEx(&config, cuda::scan_chunks, problem, work), "gae", "launch failed");
+}
 
 }  // namespace
 
 int64_t gae_cuda_workspace(int64_t T, int64_t B) {
-  return counter_bytes(T, B) + slots(T, B) * static_cast<int64_t>(sizeof(cuda::Map));
+  return flag_bytes(T, B) + slots(T, B) * static_cast<int64_t>(sizeof(cuda::Map));
 }
 
 void gae_scan_cuda(const View& reward_T, const View& value_T, const View& cu_seqlens_B1, const View& lambda_policy_B,
@@ -50,10 +67,11 @@ void gae_scan_cuda(const View& reward_T, const View& value_T, const View& cu_seq
     cuda::scan_chunks<<<static_cast<unsigned>(B), cuda::kGaeThreads, 0, call.stream>>>(problem, {});
   } else {
     char* memory = workspace.as<char>();
-    auto* counters = reinterpret_cast<int32_t*>(memory);
-    const cuda::Workspace work{counters, counters + 1, reinterpret_cast<cuda::Map*>(memory + counter_bytes(T, B))};
-    cuda::require(cudaMemsetAsync(memory, 0, counter_bytes(T, B), call.stream), "gae", "cannot clear the workspace");
-    cuda::scan_chunks<<<static_cast<unsigned>(slots(T, B)), cuda::kGaeThreads, 0, call.stream>>>(problem, work);
+    const auto count = static_cast<int32_t>(slots(T, B));
+    const cuda::Workspace work{reinterpret_cast<int32_t*>(memory), reinterpret_cast<cuda::Map*>(memory + flag_bytes(T, B))};
+    cuda::clear_ready<<<cuda::blocks_for(count, cuda::kGaeThreads), cuda::kGaeThreads, 0, call.stream>>>(work.ready, count);
+    call.launched();
+    launch_after_clear(call, reward_T.device, static_cast<unsigned>(count), problem, work);
   }
   call.launched();
 }

@@ -2,8 +2,8 @@
 //
 // A token is an affine map of the state (policy advantage, critic advantage, next value); maps compose associatively, a
 // masked token is the identity, so masks, bootstrap and both lambdas share one scan. A sequence is cut into chunks from
-// its end; a block keeps its chunk in registers, learns what the chunk does to a state, leaves that for the blocks that
-// stand nearer to the sequence's start, collects what the blocks behind left, and writes. Every tree is fixed by the
+// its end; a block keeps its chunk in shared memory, learns what the chunk does to a state, leaves that for the blocks
+// that stand nearer to the sequence's start, collects what the blocks behind left, and writes. Every tree is fixed by the
 // position in the sequence, never by who came first: the same bits in every run and in every batch.
 #pragma once
 
@@ -12,17 +12,10 @@
 namespace seedthink::cuda {
 
 constexpr int kGaeThreads = 256, kGaeWarps = kGaeThreads / 32;
-constexpr int kQuad = 4;                               // tokens of a lane that lie together: one 16-byte load
-constexpr int kStrip = 32 * kQuad;                     // tokens of a warp that lie together
-constexpr int kStrips = 4;                             // strips of a warp
-constexpr int kChunk = kGaeWarps * kStrips * kStrip;   // tokens of a block
-
-// Blocks that a multiprocessor is to hold at a time. Compiled for Ampere, three would spill registers.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-constexpr int kGaeBlocks = 2;
-#else
-constexpr int kGaeBlocks = 3;
-#endif
+constexpr int kGaeBlocks = 5;                // that a multiprocessor is to hold at a time: as many as shared memory does
+constexpr int kQuad = 4;                     // tokens that move together: 16 bytes, of the mask 4
+constexpr int kRun = 17;                     // tokens of a lane; odd, so that lanes read shared memory without conflicts
+constexpr int kChunk = kGaeThreads * kRun;   // tokens of a block
 
 struct State {
   float policy, critic, next;
@@ -43,12 +36,11 @@ struct Problem {
   bool wide;  // whether every fourth token begins at a multiple of 16 bytes (of the mask: of 4)
 };
 
-// Chunks of sequence b are slots first_slot(b) and following, the one at the sequence's end first. With a null `ticket`
+// Chunks of sequence b are slots first_slot(b) and following, the one at the sequence's end first. With a null `ready`
 // every sequence is one chunk and its slot is its number.
 struct Workspace {
-  int32_t* ticket;  // zero before the launch: blocks that have started
-  int32_t* ready;   // zero before the launch: whether `map` holds the slot's map
-  Map* map;         // what a chunk does to a state
+  int32_t* ready;  // zero once the kernel before has ended: whether `map` holds the slot's map
+  Map* map;        // what a chunk does to a state
 };
 
 __device__ inline Map identity() { return {1.f, 0.f, 0.f, 1.f, 0.f, 0.f, 1.f, 0.f}; }
@@ -128,213 +120,161 @@ __device__ inline Place place_of(const Problem& p, int32_t slot, bool planned) {
   return {b, slot, first, start, max(start, last - kChunk), last};
 }
 
-using Floats = Pack<float, kQuad>;
+// A block's chunk in shared memory. Aligned quads lie as in the tensors, so they move whole wherever a sequence ends; a
+// lane's tokens may begin up to kRun - 1 before the chunk's.
+constexpr int kFront = (kRun + kQuad - 2) / kQuad * kQuad;
+constexpr int kRoom = kFront + kChunk + 2 * kQuad;
 
-// Four tokens of a lane, as they lie in memory; they are walked backwards. Which of them count is a bit for each, kept
-// apart: the bits of all strips share a register.
-struct Quad {
-  Floats reward, value;
+struct alignas(16) Tile {
+  float first[kRoom], second[kRoom];  // rewards and values, then advantages and returns
+  uint8_t mask[kRoom];
 };
 
-__device__ inline uint32_t counted_in(uint32_t counted, int strip) {
-  return (counted >> (strip * kQuad)) & ((1u << kQuad) - 1u);
-}
+__device__ inline int32_t first_quad(const Place& at) { return at.begin - at.begin % kQuad; }
 
-// Where a warp's tokens lie: strips that end before stop, stop - kStrip, ..., of which those below `begin` do not exist.
-struct Range {
-  int32_t begin, stop;
-  int32_t shift;  // tokens by which a lane's four lie behind a multiple of four
-  bool wide;      // whether whole strips move 16 bytes at a time: aligned quads that cover them exist
+// Warps that have tokens; the others leave, and a barrier waits for no thread that has left.
+__device__ inline int warps_of(const Place& at) { return (at.stop - at.begin + 32 * kRun - 1) / (32 * kRun); }
 
-  __device__ int32_t first(int s) const {  // of a lane's four tokens in strip s
-    return stop - s * kStrip - (static_cast<int32_t>(threadIdx.x % 32) + 1) * kQuad;
-  }
-  __device__ bool whole(int s) const { return wide && stop - (s + 1) * kStrip >= begin; }
-};
+// Where token t lies in the tile.
+__device__ inline int32_t index_of(const Place& at, int32_t t) { return t - first_quad(at) + kFront; }
 
-__device__ inline Range range_before(const Problem& p, int32_t stop, int32_t begin) {
-  const int32_t shift = stop & (kQuad - 1), covered = shift != 0 ? stop - shift + kQuad : stop;
-  return {begin, stop, shift, p.wide && covered <= p.tokens};
-}
-
-// Values k, k + 1, k + 2, k + 3 (0 < k < 4) of a lane's four and those behind them in memory, which the lane below holds;
-// of lane 0 they are `edge`.
-__device__ inline Floats shifted(const Floats& mine, const Floats& edge, int32_t k) {
-  float row[2 * kQuad - 1];
-#pragma unroll
-  for (int i = 0; i < kQuad; ++i) row[i] = mine.at[i];
-#pragma unroll
-  for (int i = 0; i < kQuad - 1; ++i) {
-    const float below = __shfl_up_sync(kWarp, mine.at[i], 1);
-    row[kQuad + i] = threadIdx.x % 32 != 0 ? below : edge.at[i];
-  }
-#pragma unroll
-  for (int i = 0; i < 2 * kQuad - 2; ++i) row[i] = (k & 1) != 0 ? row[i + 1] : row[i];
-#pragma unroll
-  for (int i = 0; i < kQuad; ++i) row[i] = (k & 2) != 0 ? row[i + 2] : row[i];
-  return {{row[0], row[1], row[2], row[3]}};
-}
-
-__device__ inline Floats of_last_lane(const Floats& x) {
-  return {{__shfl_sync(kWarp, x.at[0], 31), __shfl_sync(kWarp, x.at[1], 31), __shfl_sync(kWarp, x.at[2], 31), 0.f}};
-}
-
-__device__ inline uint32_t mask_bits(const uint8_t* p) {
-  const auto bytes = load_pack<uint8_t, kQuad>(p);
-  uint32_t bits = 0;
-#pragma unroll
-  for (int i = 0; i < kQuad; ++i) bits |= static_cast<uint32_t>(bytes.at[i] != 0) << i;
-  return bits;
-}
-
-// The aligned quad that begins `shift` tokens before the lane's four, or those four one by one. Returns what counts.
-__device__ inline uint32_t load_quad(const Problem& p, const Range& range, int s, Quad& q) {
-  const int32_t first = range.first(s);
-  if (range.whole(s)) {
-    q = {load_pack<float, kQuad>(p.reward + first - range.shift), load_pack<float, kQuad>(p.value + first - range.shift)};
-    return p.mask != nullptr ? mask_bits(p.mask + first - range.shift) : (1u << kQuad) - 1u;
-  }
-  uint32_t counted = 0;
-#pragma unroll
-  for (int j = 0; j < kQuad; ++j) {
-    const int32_t t = first + j;
-    const bool inside = t >= range.begin;
-    q.reward.at[j] = inside ? p.reward[t] : 0.f;
-    q.value.at[j] = inside ? p.value[t] : 0.f;
-    counted |= static_cast<uint32_t>(inside && (p.mask == nullptr || p.mask[t] != 0)) << j;
-  }
-  return counted;
-}
-
-// All strips of a warp. Aligned quads become the lanes' own: the quads of a strip's first lane continue in the last lane
-// of the strip before it, those of the first strip in one more quad.
-__device__ inline uint32_t load_strips(const Problem& p, const Range& range, Quad (&quad)[kStrips]) {
-  uint32_t counted = 0;
-#pragma unroll
-  for (int s = 0; s < kStrips; ++s) counted |= load_quad(p, range, s, quad[s]) << (s * kQuad);
-  if (range.shift == 0 || !range.whole(0)) return counted;
-  const int32_t behind = range.stop - range.shift;
-  uint32_t own = 0, edges = p.mask != nullptr ? mask_bits(p.mask + behind) : (1u << kQuad) - 1u;
-  edges |= __shfl_sync(kWarp, counted, 31) << kQuad;
-  const uint32_t below = __shfl_up_sync(kWarp, counted, 1);
-#pragma unroll
-  for (int s = kStrips - 1; s >= 0; --s) {
-    uint32_t bits = counted_in(counted, s);
-    if (range.whole(s)) {
-      const Quad edge = s > 0 ? Quad{of_last_lane(quad[s - 1].reward), of_last_lane(quad[s - 1].value)}
-                              : Quad{load_pack<float, kQuad>(p.reward + behind), load_pack<float, kQuad>(p.value + behind)};
-      quad[s] = {shifted(quad[s].reward, edge.reward, range.shift), shifted(quad[s].value, edge.value, range.shift)};
-      bits |= counted_in(threadIdx.x % 32 != 0 ? below : edges, s) << kQuad;
-      bits = (bits >> range.shift) & ((1u << kQuad) - 1u);
+// Starts to copy the chunk into the tile: quads where the tensor has them, single tokens elsewhere.
+__device__ inline void load_tile(const Problem& p, const Place& at, int warps, Tile& tile) {
+  for (int32_t t = first_quad(at) + threadIdx.x * kQuad; t < at.stop; t += warps * 32 * kQuad) {
+    const int32_t i = index_of(at, t);
+    if (p.wide && t + kQuad <= p.tokens) {
+      copy_async<16>(tile.first + i, p.reward + t);
+      copy_async<16>(tile.second + i, p.value + t);
+      if (p.mask != nullptr) copy_async<4>(tile.mask + i, p.mask + t);
+      continue;
     }
-    own |= bits << (s * kQuad);
+#pragma unroll 1
+    for (int j = max(0, at.begin - t); j < min(kQuad, at.stop - t); ++j) {
+      tile.first[i + j] = p.reward[t + j];
+      tile.second[i + j] = p.value[t + j];
+      if (p.mask != nullptr) tile.mask[i + j] = p.mask[t + j];
+    }
   }
-  return own;
 }
 
-// Aligned stores take their first values from this lane and the others from the lane below; the strip's two ends are
-// written one by one.
-__device__ inline void store_quad(float* to, const Floats& from, const Range& range, int s) {
-  const int32_t lane = threadIdx.x % 32, first = range.first(s), ahead = kQuad - range.shift;
-  const bool whole = range.whole(s);
-  if (whole) {
-    if (range.shift == 0) return store_pack<float, kQuad>(to + first, from);
-    const Floats both = shifted(from, from, ahead);
-    if (lane != 0) store_pack<float, kQuad>(to + first + ahead, both);
+// Writes what the tile holds now: whole quads of the chunk at once, its two ends one by one.
+__device__ inline void store_tile(const Problem& p, const Place& at, int warps, const Tile& tile) {
+  for (int32_t t = first_quad(at) + threadIdx.x * kQuad; t < at.stop; t += warps * 32 * kQuad) {
+    const int32_t i = index_of(at, t);
+    if (p.wide && t >= at.begin && t + kQuad <= at.stop) {
+      store_pack<float, kQuad>(p.advantage + t, load_pack<float, kQuad>(tile.first + i));
+      store_pack<float, kQuad>(p.returns + t, load_pack<float, kQuad>(tile.second + i));
+      continue;
+    }
+#pragma unroll 1
+    for (int j = max(0, at.begin - t); j < min(kQuad, at.stop - t); ++j) {
+      p.advantage[t + j] = tile.first[i + j];
+      p.returns[t + j] = tile.second[i + j];
+    }
   }
+}
+
+// Bit j: whether byte j of four is not zero.
+__device__ inline uint32_t nonzero_bytes(uint32_t x) {
+  const uint32_t high = (((x & 0x7f7f7f7fu) + 0x7f7f7f7fu) | x) & 0x80808080u;
+  return (high * 0x00204081u) >> 28;  // bits 7, 15, 23, 31 to 28, 29, 30, 31
+}
+
+// A lane's tokens: kRun in memory order, walked backwards; those of lane 0 of warp 0 end where the chunk does.
+struct Run {
+  int32_t index;     // of the first in the tile
+  bool inside;       // whether any of them belongs to the chunk
+  uint32_t counted;  // bit j: whether token j does and counts
+
+  __device__ bool counts(int j) const { return ((counted >> j) & 1u) != 0; }
+};
+
+__device__ inline Run run_of(const Place& at, const Tile& tile, bool masked) {
+  const int32_t first = at.stop - (static_cast<int32_t>(threadIdx.x) + 1) * kRun, outside = max(0, at.begin - first);
+  if (outside >= kRun) return {0, false, 0};
+  const int32_t index = index_of(at, first), shift = index % kQuad;
+  uint32_t bits = ~0u;
+  if (masked) {
+    const auto* quads = reinterpret_cast<const uint32_t*>(tile.mask + index - shift);
+    bits = 0;
 #pragma unroll
-  for (int j = 0; j < kQuad; ++j) {
-    const bool end = lane == 0 ? j >= ahead : lane == 31 && j < ahead;
-    if (whole ? end : first + j >= range.begin) to[first + j] = from.at[j];
+    for (int q = 0; q * kQuad < kRun + kQuad - 1; ++q) bits |= nonzero_bytes(quads[q]) << (q * kQuad);
+    bits >>= shift;
   }
+  return {index, true, bits & ((1u << kRun) - (1u << outside))};
 }
 
 struct Decay {
   float gamma, policy, critic;
 };
 
-// What a lane knows before it knows its warp's state, for each strip. It waits in shared memory: registers are scarce.
+__device__ inline float power(float x, int n) {
+  float y = 1.f;
+#pragma unroll
+  for (int bit = 1; bit <= kRun; bit *= 2, x *= x) y = (n & bit) != 0 ? y * x : y;
+  return y;
+}
+
+// What a lane knows before it knows its warp's state.
 struct Ahead {
-  Pair before[kStrips][kGaeThreads];  // what stands before the lane in the warp
-  float next[kStrips][kGaeThreads];   // the value that the lane's first counted token sees
+  bool first;  // whether no token before the lane counts in the warp
+  Pair map;    // what stands before the lane in the warp
+  float next;  // the value that the lane's first counted token sees
 };
 
-// The lane's four tokens as one map, given the next value; the warp's first counted token passes on what enters.
-__device__ inline Pair quad_map(const Quad& q, uint32_t counted, const Decay& decay, float next, bool fresh) {
-  Pair m{1.f, 0.f, 1.f, 0.f};
+// The lane's tokens as one map, given the next value; the warp's first counted token passes on what enters.
+__device__ inline Pair run_map(const Tile& tile, const Run& run, const Decay& decay, const Ahead& ahead) {
+  const int count = __popc(run.counted) - (ahead.first && run.counted != 0);
+  Pair m{power(decay.policy, count), 0.f, power(decay.critic, count), 0.f};
+  if (run.counted == 0) return m;
+  float next = ahead.next;
 #pragma unroll
-  for (int j = kQuad - 1; j >= 0; --j) {
-    if (((counted >> j) & 1u) == 0) continue;
-    const float gain = q.reward.at[j] - q.value.at[j];
-    if (fresh) {
-      m.bp = m.bc = gain;
-    } else {
-      const float delta = fmaf(decay.gamma, next, gain);
-      m = {decay.policy * m.ap, fmaf(decay.policy, m.bp, delta), decay.critic * m.ac, fmaf(decay.critic, m.bc, delta)};
-    }
-    fresh = false;
-    next = q.value.at[j];
+  for (int j = kRun - 1; j >= 0; --j) {
+    const float value = tile.second[run.index + j], gain = tile.first[run.index + j] - value;
+    if (!run.counts(j)) continue;
+    const float delta = fmaf(decay.gamma, next, gain);
+    m.bp = fmaf(decay.policy, m.bp, delta);
+    m.bc = fmaf(decay.critic, m.bc, delta);
+    next = value;
   }
   return m;
 }
 
-// Scans the strips of a warp, the one nearest to the sequence's end first. Returns the map of the whole warp; `firsts` has
-// a bit for each strip in which no token before the lane counts in the warp.
-__device__ inline Map warp_map(const Quad (&quad)[kStrips], uint32_t counted, const Decay& decay, Ahead& ahead,
-                                uint32_t& firsts) {
+// Scans the lanes of a warp. Returns the map of the whole warp, right in its last lane.
+__device__ inline Map warp_map(const Tile& tile, const Run& run, const Decay& decay, Ahead& ahead) {
   const int lane = threadIdx.x % 32;
-  Pair sum{1.f, 0.f, 1.f, 0.f};
-  float next = 0.f;
-  bool fresh = true;  // no strip so far had a token that counts
-#pragma unroll
-  for (int s = 0; s < kStrips; ++s) {
-    const uint32_t mine_counted = counted_in(counted, s);
-    float last = 0.f;
-#pragma unroll
-    for (int j = kQuad - 1; j >= 0; --j) last = ((mine_counted >> j) & 1u) != 0 ? quad[s].value.at[j] : last;
-    const unsigned lanes = __ballot_sync(kWarp, mine_counted != 0), below = lanes & ((1u << lane) - 1u);
-    const float from_below = __shfl_sync(kWarp, last, below != 0 ? 31 - __clz(below) : 0);
-    const bool first = fresh && below == 0;
-    firsts |= static_cast<uint32_t>(first) << s;
-    const float seen = below != 0 ? from_below : next;
-    ahead.next[s][threadIdx.x] = seen;
-    const Pair mine = warp_scan(quad_map(quad[s], mine_counted, decay, seen, first));
-    const Pair before = shuffle(mine, lane > 0 ? lane - 1 : 0);
-    ahead.before[s][threadIdx.x] = lane > 0 ? compose(before, sum) : sum;
-    sum = compose(shuffle(mine, 31), sum);
-    const float from_top = __shfl_sync(kWarp, last, lanes != 0 ? 31 - __clz(lanes) : 0);
-    next = lanes != 0 ? from_top : next;
-    fresh = fresh && lanes == 0;
-  }
-  if (fresh) return identity();
-  return {sum.ap * decay.policy, sum.ap * decay.gamma, sum.bp, sum.ac * decay.critic, sum.ac * decay.gamma, sum.bc,
-          0.f,                   next};
+  const float last = run.counted != 0 ? tile.second[run.index + __ffs(run.counted) - 1] : 0.f;
+  const unsigned lanes = __ballot_sync(kWarp, run.counted != 0), below = lanes & ((1u << lane) - 1u);
+  ahead.first = below == 0;
+  if (lanes == 0) return identity();
+  const float from_below = __shfl_sync(kWarp, last, below != 0 ? 31 - __clz(below) : 0);
+  ahead.next = below != 0 ? from_below : 0.f;
+  const Pair all = warp_scan(run_map(tile, run, decay, ahead));
+  ahead.map = shuffle(all, lane > 0 ? lane - 1 : 0);  // lane 0 is a first one and has no use for it
+  return {all.ap * decay.policy, all.ap * decay.gamma, all.bp, all.ac * decay.critic, all.ac * decay.gamma, all.bc,
+          0.f,                   run.counted != 0 ? last : from_below};
 }
 
-// The state behind a lane's tokens of strip s, given the one behind the warp.
-__device__ inline State state_of_lane(const Decay& decay, const Ahead& ahead, int s, bool first, const State& behind) {
-  if (first) return behind;
-  const Pair m = ahead.before[s][threadIdx.x];
+// The state behind a lane's tokens, given the one behind the warp.
+__device__ inline State state_of_lane(const Decay& decay, const Ahead& ahead, const State& behind) {
+  if (ahead.first) return behind;
   const float enters = decay.gamma * behind.next;
-  return {fmaf(m.ap, fmaf(decay.policy, behind.policy, enters), m.bp),
-          fmaf(m.ac, fmaf(decay.critic, behind.critic, enters), m.bc), ahead.next[s][threadIdx.x]};
+  return {fmaf(ahead.map.ap, fmaf(decay.policy, behind.policy, enters), ahead.map.bp),
+          fmaf(ahead.map.ac, fmaf(decay.critic, behind.critic, enters), ahead.map.bc), ahead.next};
 }
 
-// Walks a lane's tokens from the state behind them and writes.
-__device__ inline void finish_quad(const Problem& p, const Quad& q, uint32_t counted, const Decay& decay, State at,
-                                   const Range& range, int s) {
-  Floats advantage, returns;
+// Walks a lane's tokens from the state behind them and leaves the results in their place.
+__device__ inline void finish_run(Tile& tile, const Run& run, const Decay& decay, State at) {
 #pragma unroll
-  for (int j = kQuad - 1; j >= 0; --j) {
-    if (((counted >> j) & 1u) != 0) {
-      const float delta = fmaf(decay.gamma, at.next, q.reward.at[j] - q.value.at[j]);
-      at = {fmaf(decay.policy, at.policy, delta), fmaf(decay.critic, at.critic, delta), q.value.at[j]};
+  for (int j = kRun - 1; j >= 0; --j) {
+    const float value = tile.second[run.index + j], gain = tile.first[run.index + j] - value;
+    if (run.counts(j)) {
+      const float delta = fmaf(decay.gamma, at.next, gain);
+      at = {fmaf(decay.policy, at.policy, delta), fmaf(decay.critic, at.critic, delta), value};
     }
-    advantage.at[j] = at.policy;
-    returns.at[j] = q.value.at[j] + at.critic;
+    tile.first[run.index + j] = at.policy;
+    tile.second[run.index + j] = value + at.critic;
   }
-  store_quad(p.advantage, advantage, range, s);
-  store_quad(p.returns, returns, range, s);
 }
 
 __device__ inline void leave_map(const Workspace& work, int32_t slot, const Map& map) {
@@ -356,8 +296,8 @@ __device__ inline Map from_lane_above(const Map& m, int distance) {
 }
 
 // The state behind a chunk: a warp waits for the maps of all chunks between it and the sequence's end, 32 at a time, and
-// joins them in a tree over their numbers. Blocks take their slots in the order in which they start, so whoever is waited
-// for is running. Reading all of them costs less than one step of a chain from block to block.
+// joins them in a tree over their numbers. Blocks start in the order of their numbers, which are their slots, so whoever
+// is waited for is running. Reading all of them costs less than one step of a chain from block to block.
 __device__ inline State state_behind(const Workspace& work, int32_t first, int32_t chunks, State state) {
   const int lane = threadIdx.x % 32;
   for (int32_t begin = 0; begin < chunks; begin += 32) {
@@ -373,46 +313,72 @@ __device__ inline State state_behind(const Workspace& work, int32_t first, int32
   return state;
 }
 
-// One block per chunk.
+// Of a slot that no chunk of its sequence follows nobody needs the map, but bounds that make no sense can make a block wait
+// for any slot before its own.
+__device__ inline void leave_nothing(const Workspace& work, int32_t slot) {
+  *const_cast<volatile int32_t*>(work.ready + slot) = 1;
+}
+
+// A chunk that another follows is whole: every warp has a map.
+__device__ inline void leave_chunk(const Workspace& work, const Place& at, const Map* maps) {
+  if (at.begin == at.start) return leave_nothing(work, at.slot);
+  Map all = maps[0];
+  for (int i = 1; i < kGaeWarps; ++i) all = compose(maps[i], all);
+  leave_map(work, at.slot, all);
+}
+
+__global__ void clear_ready(int32_t* ready, int32_t slots) {
+  start_next_kernel();
+  const auto slot = static_cast<int32_t>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (slot < slots) ready[slot] = 0;
+}
+
+// One block per chunk. It may start before clear_ready has ended, and loads its tokens meanwhile.
 __global__ void __launch_bounds__(kGaeThreads, kGaeBlocks) scan_chunks(Problem p, Workspace work) {
-  __shared__ int32_t ticket;
+  __shared__ Tile tile;
   __shared__ Map maps[kGaeWarps];
   __shared__ State entering;
-  __shared__ Ahead ahead;
+  __shared__ Decay factors;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const bool planned = work.ticket != nullptr;
-  if (planned && threadIdx.x == 0) ticket = atomicAdd(work.ticket, 1);
-  __syncthreads();
-  const Place at = place_of(p, planned ? ticket : static_cast<int32_t>(blockIdx.x), planned);
+  const bool planned = work.ready != nullptr;
+  const Place at = place_of(p, static_cast<int32_t>(blockIdx.x), planned);
   if (at.begin == at.stop) {  // an idle slot, or an empty sequence
-    if (planned && threadIdx.x == 0) leave_map(work, at.slot, identity());
+    await_kernel_before();
+    if (planned && threadIdx.x == 0) leave_nothing(work, at.slot);
     return;
   }
-  const Decay decay{p.gamma, p.gamma * p.lambda_policy[at.sequence], p.gamma * p.lambda_critic[at.sequence]};
-  const Range range = range_before(p, at.stop - warp * (kStrips * kStrip), at.begin);
-  Quad quad[kStrips];
-  uint32_t firsts = 0;
-  const uint32_t counted = load_strips(p, range, quad);
-  const Map mine = warp_map(quad, counted, decay, ahead, firsts);
-  if (lane == 0) maps[warp] = mine;
+  const int warps = warps_of(at);
+  if (warp >= warps) return;
+  load_tile(p, at, warps, tile);
+  if (threadIdx.x == 0) {
+    factors = {p.gamma, p.gamma * p.lambda_policy[at.sequence], p.gamma * p.lambda_critic[at.sequence]};
+    entering = {0.f, 0.f, p.bootstrap != nullptr ? p.bootstrap[at.sequence] : 0.f};  // the sequence
+  }
+  await_copies();
   __syncthreads();
+  const Decay decay = factors;
+  const Run run = run_of(at, tile, p.mask != nullptr);
+  Ahead ahead;
+  const Map mine = warp_map(tile, run, decay, ahead);
+  if (lane == 31) maps[warp] = mine;
+  await_kernel_before();
+  __syncthreads();
+  if (planned && warp == warps - 1 && lane == 0) leave_chunk(work, at, maps);
   if (warp == 0) {
-    if (planned && lane == 0) {
-      Map all = maps[0];
-      for (int i = 1; i < kGaeWarps; ++i) all = compose(maps[i], all);
-      leave_map(work, at.slot, all);
-    }
-    const State end{0.f, 0.f, p.bootstrap != nullptr ? p.bootstrap[at.sequence] : 0.f};
-    const State state = state_behind(work, at.first, at.slot - at.first, end);
-    if (lane == 0) entering = state;
+    const State state = state_behind(work, at.first, at.slot - at.first, entering);
+    __syncwarp();
+    if (lane == 0) entering = state;  // the chunk
   }
   __syncthreads();
-  State behind = entering;
-  for (int i = 0; i < warp; ++i) behind = apply(maps[i], behind);
+  if (run.inside) {
+    State behind = entering;
 #pragma unroll
-  for (int s = 0; s < kStrips; ++s)
-    finish_quad(p, quad[s], counted_in(counted, s), decay,
-                state_of_lane(decay, ahead, s, ((firsts >> s) & 1u) != 0, behind), range, s);
+    for (int i = 0; i < kGaeWarps - 1; ++i)
+      if (i < warp) behind = apply(maps[i], behind);
+    finish_run(tile, run, decay, state_of_lane(decay, ahead, behind));
+  }
+  __syncthreads();
+  store_tile(p, at, warps, tile);
 }
 
 }  // namespace seedthink::cuda
