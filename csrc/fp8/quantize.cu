@@ -25,8 +25,6 @@ void with_types(const View& x, const View& codes, const Launch& launch) {
   typed(x.as<float>());
 }
 
-cuda::Scaling plain(bool power_of_two) { return {nullptr, power_of_two, 1.f, 0.f, 0.f}; }
-
 // Whether codes from `codes` on can be written 16 at a time, and rows are whole groups.
 template <typename X>
 bool whole(const cuda::Quantize<X>& call) {
@@ -118,7 +116,7 @@ void fp8_permute_cuda(const View& x_TD, const View& row_TK, bool power_of_two, c
   with_types(x_TD, codes_RD, [&](auto* x, auto format) {
     using X = std::remove_pointer_t<decltype(x)>;
     const bool wide = aligned(x_TD, D * sizeof(X), 16) && aligned(codes_RD, D, cuda::kStep<X>);
-    const cuda::Quantize<X> what{x, nullptr, plain(power_of_two), T, D, row_TK.as<int32_t>(), static_cast<int32_t>(K), R,
+    const cuda::Quantize<X> what{x, nullptr, cuda::plain_scaling(power_of_two), T, D, row_TK.as<int32_t>(), static_cast<int32_t>(K), R,
                                  wide, codes_RD.as<uint8_t>(), scale_RQ.as<float>(), nullptr};
     launch_quantize<false, decltype(format)>(what, 1, cuda::kGroup, T, Q, call.stream);
   });
@@ -145,8 +143,7 @@ void fp8_rms_norm_cuda(const View& x_TD, const View& weight_D, double eps, bool 
     const unsigned threads = cuda::blocks_for(D / cuda::kOwn, 32) * 32;
     const auto kernel = cuda::norm_quantize<decltype(format), X>;
     const cuda::Norm<X> what{x, weight_D.as<float>(), static_cast<float>(eps), static_cast<int32_t>(T),
-                             static_cast<int32_t>(D), plain(power_of_two), aligned(weight_D, 0, 16),
-                             codes_TD.as<uint8_t>(), scale_TQ.as<float>(), rstd_T.as<float>()};
+                             static_cast<int32_t>(D), power_of_two, aligned(weight_D, 0, 16), codes_TD.as<uint8_t>(), scale_TQ.as<float>(), rstd_T.as<float>()};
     kernel<<<static_cast<unsigned>(std::min(T, resident_blocks(kernel, threads))), threads, 0, call.stream>>>(what);
   });
   call.launched();

@@ -90,8 +90,9 @@ __device__ inline float reciprocal(float x) {
 // off by less than 2^-42 of itself before it is rounded to float32; the lower part is positive, so that -0 stays -0. That
 // rounding differs from the division's only where a tie of float32 lies between; and a code can tell the two only if that
 // tie is half an ulp from a tie b of the format, which has five significant bits. Let scale be an integer s of 24 bits
-// and b one of five; then x 2^24 = b s 2^20 + s + E with |E| < 2^7 (2^21 for 2^20 below b = 16), hence
-// s = k 2^20 + e with 0 < |e| < 2^7 and b e + k a multiple of 16; and of 2^20, which never happens, if x is a bfloat16.
+// and b one of five; then x 2^24 = b s 2^20 + s + E with |E| < 2^8 (above b; below b = 16 it is 2^25 and 2^21), hence
+// s = k 2^20 + e with 0 < |e| < 2^8 and b e + k a multiple of 16. If x is a bfloat16, b e + k is a multiple of 2^20, hence
+// zero: as b >= 16 >= k, this is b = k = 16 and e = -1, a scale of nothing but ones.
 // `quick` says that scale is none of these and that no part of it leaves float32's normal numbers.
 struct Divisor {
   float scale, high, low;
@@ -105,7 +106,7 @@ __device__ inline Divisor divisor(float scale) {
   const float near = reciprocal(scale), high = __uint_as_float(__float_as_uint(near) - 4);
   const float low = __fmul_rn(fmaf(-scale, high, 1.f), near);
   const uint32_t end = __float_as_uint(scale) & 0xfffffu;
-  return {scale, high, low, scale < 0x1p100f && (NARROW || end == 0 || end - 0x100u < 0xffe00u)};
+  return {scale, high, low, scale < 0x1p100f && (NARROW ? end != 0xfffffu : end == 0 || end - 0x100u < 0xffe00u)};
 }
 
 struct Scaling {
@@ -113,6 +114,8 @@ struct Scaling {
   bool power_of_two;
   float headroom, low, high;
 };
+
+__host__ __device__ inline Scaling plain_scaling(bool power_of_two) { return {nullptr, power_of_two, 1.f, 0.f, 0.f}; }
 
 // As pick_scale on the CPU, which says why. A power of two is found on exponent fields.
 template <typename F>
@@ -500,7 +503,7 @@ __global__ void __launch_bounds__(kCodeThreads, 5) spread_whole_groups(Quantize<
     else
       share[0].clear(s);
   group_peaks(share, most, finite);
-  const float scale = pick_scale<F>(call.how, __uint_as_float(most[0]), group);
+  const float scale = pick_scale<F>(plain_scaling(call.how.power_of_two), __uint_as_float(most[0]), group);
   Codes<kOwn> all;
   encode_share<F>(share[0], divisor<sizeof(X) == 2>(scale), finite[0],
                   [&](int s, const Codes<kN>& codes, const auto&) {
@@ -524,8 +527,7 @@ __device__ inline uint32_t block_max(uint32_t most) {
   __syncthreads();  // the last maximum has been read
   if (threadIdx.x % 32 == 0) warp_most[threadIdx.x / 32] = most;
   __syncthreads();
-  for (unsigned w = 0; w < blockDim.x / 32; ++w) most = max(most, warp_most[w]);
-  return most;
+  return __reduce_max_sync(kWarp, threadIdx.x % 32 < blockDim.x / 32 ? warp_most[threadIdx.x % 32] : 0u);
 }
 
 struct Cut {
@@ -603,14 +605,19 @@ __global__ void __launch_bounds__(kCodeThreads, sizeof(X) == 2 && !CARRY ? 4 : 2
 
 constexpr int kMostNormThreads = 1024;
 
-// The sum over the block's threads by a fixed tree, in all of them. Calls that follow each other take turns with `side`,
-// 0 or 1: by the second barrier from here everybody has read the sums of this one.
-__device__ inline float block_sum(float x, uint32_t side) {
-  __shared__ float warp_part[2][32];
+// 1 / sqrt(sum / D + eps) of the sum over the block's threads by a fixed tree, in all of them. One warp does what follows
+// the sums of the warps: the others have better use for the instructions.
+__device__ inline float block_rstd(float x, int32_t D, float eps) {
+  __shared__ float warp_part[32], rstd;
   x = warp_sum(x);
-  if (threadIdx.x % 32 == 0) warp_part[side][threadIdx.x / 32] = x;
+  if (threadIdx.x % 32 == 0) warp_part[threadIdx.x / 32] = x;
   __syncthreads();
-  return warp_sum(threadIdx.x % 32 < blockDim.x / 32 ? warp_part[side][threadIdx.x % 32] : 0.f);
+  if (threadIdx.x < 32) {
+    const float sum = warp_sum(threadIdx.x < blockDim.x / 32 ? warp_part[threadIdx.x] : 0.f);
+    if (threadIdx.x == 0) rstd = __fdiv_rn(1.f, sqrtf(sum / static_cast<float>(D) + eps));
+  }
+  __syncthreads();
+  return rstd;
 }
 
 // x * scale * gain, rounded to X.
@@ -633,7 +640,7 @@ struct Norm {
   const float* weight;
   float eps;
   int32_t T, D;
-  Scaling how;
+  bool power_of_two;
   bool wide;  // whether weight begins at a multiple of 16 bytes
   uint8_t* codes;
   float* scale;
@@ -655,20 +662,21 @@ __global__ void __launch_bounds__(kMostNormThreads) norm_quantize(Norm<X> call) 
   const auto fetch = [&](uint32_t row, Row& to) {
 #pragma unroll
     for (int s = 0; s < kSteps; ++s)
-      if (inside && row < static_cast<uint32_t>(call.T))
-        to.x[s].read(call.x + place(row, s));
-      else
-        to.clear(s);
+      if (inside && row < static_cast<uint32_t>(call.T)) to.x[s].read(call.x + place(row, s));
   };
   Row next, normed[1];
+  const auto clear = [&] {  // outside the row it stays so
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) next.clear(s);
+  };
+  clear();
   if (kAhead) fetch(blockIdx.x, next);
   Words<float, kN> gain[kSteps];
 #pragma unroll
   for (int s = 0; s < kSteps; ++s)
     gain[s].read(call.weight + column + s * kGroupLanes * kN, inside ? kN : 0, call.wide);
-  uint32_t side = 0;
-  for (uint32_t row = blockIdx.x; row < static_cast<uint32_t>(call.T); row += gridDim.x, side ^= 1) {
-    if (!kAhead) fetch(row, next);
+  for (uint32_t row = blockIdx.x; row < static_cast<uint32_t>(call.T); row += gridDim.x) {
+    if (!kAhead) clear(), fetch(row, next);
     const Row x = next;
     if (kAhead) fetch(row + gridDim.x, next);
     float squares = 0.f;
@@ -676,8 +684,7 @@ __global__ void __launch_bounds__(kMostNormThreads) norm_quantize(Norm<X> call) 
     for (int s = 0; s < kSteps; ++s)
 #pragma unroll
       for (int i = 0; i < kN; ++i) squares = fmaf(x.value(s, i), x.value(s, i), squares);
-    const float mean = block_sum(squares, side) / static_cast<float>(call.D);
-    const float rstd = __fdiv_rn(1.f, sqrtf(mean + call.eps));
+    const float rstd = block_rstd(squares, call.D, call.eps);
     if (call.rstd != nullptr && threadIdx.x == 0) call.rstd[row] = rstd;
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) normed[0].x[s] = norm_words(x.x[s], gain[s], rstd);
@@ -686,7 +693,7 @@ __global__ void __launch_bounds__(kMostNormThreads) norm_quantize(Norm<X> call) 
     group_peaks(normed, most, finite);
     if (!inside) continue;
     const int64_t group = static_cast<int64_t>(row) * (call.D / kGroup) + q;
-    const float scale = pick_scale<F>(call.how, __uint_as_float(most[0]), group);
+    const float scale = pick_scale<F>(plain_scaling(call.power_of_two), __uint_as_float(most[0]), group);
     if (own == 0) call.scale[group] = scale;
     encode_share<F>(normed[0], divisor<sizeof(X) == 2>(scale), finite[0],
                     [&](int s, const Codes<kN>& codes, const auto&) { codes.write(call.codes + place(row, s)); });

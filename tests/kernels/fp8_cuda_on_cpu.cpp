@@ -65,7 +65,7 @@ void check_format() {
     if (!std::isfinite(x) || !std::isfinite(scale) || scale < FLT_MIN || std::fabs(x / scale) > 1e6f) continue;
     check_quotient<F>(x, scale);
     check_quotient<F>(narrow<bf16>(x), scale);
-    const Scaling plain{nullptr, false, 1.f, 0.f, 0.f};
+    const Scaling plain = plain_scaling(false);
     expect(pick_scale<F>(plain, scale, 0) == max(scale, F::kMax * FLT_MIN) / F::kMax, "a scale is rounded once");
   }
   // Scales near those that end in zeros, and what lies by their ties.
@@ -80,6 +80,7 @@ void check_format() {
     }
   }
   check_quotient<F>(-0.f, 0.3f);
+  check_quotient<F>(bf16{0x3f80}, 0x1.fffffep3f);
   check_quotient<F>(narrow<bf16>(-0.f), FLT_MIN);
   expect(!divisor<false>(__uint_as_float(0x3f900001u)).quick && divisor<true>(__uint_as_float(0x3f900001u)).quick &&
              divisor<false>(1.125f).quick,
@@ -155,7 +156,7 @@ void check_spread(int T, int K) {
   for (int i = 0; i < T * K; ++i) row[i] = (i + 1) % 7 == 0 ? -1 : (13 * i + 2) % (T * K);
   std::vector<uint8_t> codes(T * D);
   std::vector<float> scale(T * 2);
-  const Scaling how{nullptr, false, 1.f, 0.f, 0.f};
+  const Scaling how = plain_scaling(false);
   Quantize<X> call{x.data(), nullptr, how, T, D, nullptr, 1, T, true, codes.data(), scale.data(), nullptr};
   const int grid = (T * 2 * kGroupLanes + kCodeThreads - 1) / kCodeThreads;
   on_cpu::launch(grid, kCodeThreads, [&] { quantize_groups<E4M3, false>(call); });
@@ -188,7 +189,7 @@ void check_norm(bool wide, bool wild) {
   for (int i = 0; i < T * D; ++i) x[i] = narrow<X>(std::sin(i * 0.7f) * (1 + i / D));
   for (int d = 0; d < D; ++d) weight[d] = 1.f + 0.01f * static_cast<float>(d % 10);
   if (wild) weight[131] = INFINITY, weight[500] = NAN;
-  const Norm<X> call{x.data(), weight.data(), 1e-6f, T, D, {nullptr, true, 1.f, 0.f, 0.f}, wide, codes.data(), scale.data(),
+  const Norm<X> call{x.data(), weight.data(), 1e-6f, T, D, true, wide, codes.data(), scale.data(),
                      rstd.data()};
   on_cpu::launch(blocks, 64, [&] { norm_quantize<E4M3>(call); });
   for (int t = 0; t < T; ++t) {
