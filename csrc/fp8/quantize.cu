@@ -52,16 +52,12 @@ void launch_quantize(const cuda::Quantize<X>& call, int64_t block_rows, int64_t 
   }
 }
 
-// Blocks of this kernel that the current device runs at a time.
-template <typename Kernel>
-int64_t resident_blocks(const Kernel& kernel, unsigned threads) {
-  int device = 0, processors = 0, each = 0;
-  cuda::require(cudaGetDevice(&device), "rms_norm_fp8", "no current device");
+// Blocks of norm_quantize that run at a time: its launch bound leaves registers for as many threads to a processor.
+int64_t resident_norms(int device, unsigned threads) {
+  int processors = 0;
   cuda::require(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "rms_norm_fp8",
                 "multiprocessors");
-  cuda::require(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, static_cast<int>(threads), 0),
-                "rms_norm_fp8", "occupancy");
-  return std::max<int64_t>(1, int64_t{processors} * each);
+  return int64_t{processors} * (cuda::kMostNormThreads / threads);
 }
 
 }  // namespace
@@ -116,8 +112,9 @@ void fp8_permute_cuda(const View& x_TD, const View& row_TK, bool power_of_two, c
   with_types(x_TD, codes_RD, [&](auto* x, auto format) {
     using X = std::remove_pointer_t<decltype(x)>;
     const bool wide = aligned(x_TD, D * sizeof(X), 16) && aligned(codes_RD, D, cuda::kStep<X>);
-    const cuda::Quantize<X> what{x, nullptr, cuda::plain_scaling(power_of_two), T, D, row_TK.as<int32_t>(), static_cast<int32_t>(K), R,
-                                 wide, codes_RD.as<uint8_t>(), scale_RQ.as<float>(), nullptr};
+    const cuda::Quantize<X> what{x, nullptr, cuda::plain_scaling(power_of_two), T, D, row_TK.as<int32_t>(),
+                                 static_cast<int32_t>(K), R, wide, codes_RD.as<uint8_t>(), scale_RQ.as<float>(),
+                                 nullptr};
     launch_quantize<false, decltype(format)>(what, 1, cuda::kGroup, T, Q, call.stream);
   });
   call.launched();
@@ -141,10 +138,11 @@ void fp8_rms_norm_cuda(const View& x_TD, const View& weight_D, double eps, bool 
     ST_CHECK(aligned(x_TD, D * sizeof(X), 16) && aligned(codes_TD, D, cuda::kStep<X>),
              "x: must begin at a multiple of 16 bytes");
     const unsigned threads = cuda::blocks_for(D / cuda::kOwn, 32) * 32;
-    const auto kernel = cuda::norm_quantize<decltype(format), X>;
     const cuda::Norm<X> what{x, weight_D.as<float>(), static_cast<float>(eps), static_cast<int32_t>(T),
-                             static_cast<int32_t>(D), power_of_two, aligned(weight_D, 0, 16), codes_TD.as<uint8_t>(), scale_TQ.as<float>(), rstd_T.as<float>()};
-    kernel<<<static_cast<unsigned>(std::min(T, resident_blocks(kernel, threads))), threads, 0, call.stream>>>(what);
+                             static_cast<int32_t>(D), power_of_two, aligned(weight_D, 0, 16),
+                             codes_TD.as<uint8_t>(), scale_TQ.as<float>(), rstd_T.as<float>()};
+    const auto blocks = static_cast<unsigned>(std::min(T, resident_norms(x_TD.device, threads)));
+    cuda::norm_quantize<decltype(format)><<<blocks, threads, 0, call.stream>>>(what);
   });
   call.launched();
 }

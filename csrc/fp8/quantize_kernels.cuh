@@ -1,5 +1,6 @@
-// Device code of block-scaled FP8, with the numbers of csrc/fp8/quantize.isa.cpp bit for bit: quotients are rounded once,
-// a product is rounded before it is subtracted, codes are to nearest even and saturate, NaN and infinity become NaN codes.
+// Device code of block-scaled FP8, with the numbers of csrc/fp8/quantize.isa.cpp bit for bit: codes are those of
+// quotients rounded once, to nearest even and saturated, a product is rounded before it is subtracted, NaN and infinity
+// become NaN codes.
 #pragma once
 
 #include <cfloat>
@@ -87,13 +88,13 @@ __device__ inline float reciprocal(float x) {
 }
 
 // Quotients that find the codes of x / scale in two instructions. 1 / scale is held in two parts, so that a quotient is
-// off by less than 2^-42 of itself before it is rounded to float32; the lower part is positive, so that -0 stays -0. That
-// rounding differs from the division's only where a tie of float32 lies between; and a code can tell the two only if that
-// tie is half an ulp from a tie b of the format, which has five significant bits. Let scale be an integer s of 24 bits
-// and b one of five; then x 2^24 = b s 2^20 + s + E with |E| < 2^8 (above b; below b = 16 it is 2^25 and 2^21), hence
-// s = k 2^20 + e with 0 < |e| < 2^8 and b e + k a multiple of 16. If x is a bfloat16, b e + k is a multiple of 2^20, hence
-// zero: as b >= 16 >= k, this is b = k = 16 and e = -1, a scale of nothing but ones.
-// `quick` says that scale is none of these and that no part of it leaves float32's normal numbers.
+// off by less than 2^-41 of itself before it is rounded to float32; the lower part is positive, so that -0 stays -0.
+// That rounding differs from the division's only where a tie of float32 lies between; and a code can tell the two only
+// if that tie is half an ulp from a tie b of the format, which has five significant bits. Let scale be an integer s of
+// 24 bits and b one of five: then x 2^24 = b s 2^20 + s + E with |E| < 2^8 (so above b; below b = 16, - s, 2^25 and
+// 2^21), hence s = k 2^20 + e with 0 < |e| < 2^8 and b e + k a multiple of 16. If x is a bfloat16, b e + k is a
+// multiple of 2^20, hence zero: as b >= 16 >= k, this is b = k = 16 and e = -1, a scale of nothing but ones.
+// `quick` says that scale is none of these and that no part of its inverse leaves float32's normal numbers.
 struct Divisor {
   float scale, high, low;
   bool quick;
@@ -215,7 +216,8 @@ struct Words {
     clear();
 #pragma unroll
     for (int i = 0; i < N; ++i)
-      if (i < live) pack.at[i / kEach] |= static_cast<uint32_t>(reinterpret_cast<const Bits*>(p)[i]) << kBits * (i % kEach);
+      if (i < live)
+        pack.at[i / kEach] |= static_cast<uint32_t>(reinterpret_cast<const Bits*>(p)[i]) << kBits * (i % kEach);
   }
   __device__ void write(T* p, int live, bool wide) const {
     if (wide && live >= N) return write(p);
@@ -400,8 +402,8 @@ __device__ inline void group_peaks(const Share<CARRY, STEPS, X> (&share)[COUNT],
   group_max(most);
 }
 
-// Blocks of 1 x 128 in rows of any width, eight lanes each, a lane's elements in registers: one read, one write. Steps of
-// the lanes alternate, so that each access of a warp covers whole sectors.
+// Blocks of 1 x 128 in rows of any width, eight lanes each, a lane's elements in registers: one read, one write. Steps
+// of the lanes alternate, so that each access of a warp covers whole sectors.
 template <typename F, bool CARRY, typename X>
 __global__ void __launch_bounds__(kCodeThreads, 4) quantize_groups(Quantize<X> call) {
   constexpr int kN = kStep<X>, kSteps = kOwn / kN;
@@ -478,8 +480,8 @@ __global__ void __launch_bounds__(kCodeThreads, 5) quantize_whole_groups(Quantiz
   if (own < kCount && first + own * kRound < total) call.scale[first + own * kRound] = scale;
 }
 
-// The same with K places for each row: a lane's columns are neighbours, so that its codes are one 16-byte store, of which
-// there are K times as many as loads.
+// The same with K places for each row: a lane's columns are neighbours, so that its codes are one 16-byte store, of
+// which there are K times as many as loads.
 template <typename F, typename X>
 __global__ void __launch_bounds__(kCodeThreads, 5) spread_whole_groups(Quantize<X> call) {
   constexpr int kN = kStep<X>, kSteps = kOwn / kN;
@@ -605,8 +607,8 @@ __global__ void __launch_bounds__(kCodeThreads, sizeof(X) == 2 && !CARRY ? 4 : 2
 
 constexpr int kMostNormThreads = 1024;
 
-// 1 / sqrt(sum / D + eps) of the sum over the block's threads by a fixed tree, in all of them. One warp does what follows
-// the sums of the warps: the others have better use for the instructions.
+// 1 / sqrt(sum / D + eps) of the sum over the block's threads by a fixed tree, in all of them. One warp does what
+// follows the sums of the warps: other blocks have better use for the instructions.
 __device__ inline float block_rstd(float x, int32_t D, float eps) {
   __shared__ float warp_part[32], rstd;
   x = warp_sum(x);
@@ -648,8 +650,8 @@ struct Norm {
 };
 
 // RMSNorm and its 1 x 128 codes in one read and one write: a block does a row at a time, sixteen elements to a thread,
-// which stay in registers. The weight is read once; of bfloat16 rows, the next is on its way meanwhile. The normed row is
-// rounded to X before it is coded, so that the codes are those of the two operations.
+// which stay in registers. The weight is read once; of bfloat16 rows, the next is on its way meanwhile. The normed row
+// is rounded to X before it is coded, so that the codes are those of the two operations.
 template <typename F, typename X>
 __global__ void __launch_bounds__(kMostNormThreads) norm_quantize(Norm<X> call) {
   constexpr int kN = kStep<X>, kSteps = kOwn / kN;
@@ -657,7 +659,9 @@ __global__ void __launch_bounds__(kMostNormThreads) norm_quantize(Norm<X> call) 
   const uint32_t own = threadIdx.x % kGroupLanes, q = threadIdx.x / kGroupLanes;
   const auto column = static_cast<int32_t>(q * kGroup + own * kN);
   const bool inside = column < call.D;
-  const auto place = [&](uint32_t row, int s) { return static_cast<int64_t>(row) * call.D + column + s * kGroupLanes * kN; };
+  const auto place = [&](uint32_t row, int s) {
+    return static_cast<int64_t>(row) * call.D + column + s * kGroupLanes * kN;
+  };
   using Row = Share<false, kSteps, X>;
   const auto fetch = [&](uint32_t row, Row& to) {
 #pragma unroll
