@@ -1,4 +1,6 @@
 // Host side of FP8 on CUDA: checks and launches.
+#include <algorithm>
+
 #include "common/device_call.h"
 #include "fp8/quantize_cuda.h"
 #include "fp8/quantize_kernels.cuh"
@@ -23,18 +25,39 @@ void with_types(const View& x, const View& codes, const Launch& launch) {
   typed(x.as<float>());
 }
 
-cuda::Scaling plain(bool power_of_two) { return {nullptr, power_of_two, 1.f, 0.f, 0.f}; }
+// Whether codes from `codes` on can be written 16 at a time, and rows are whole groups.
+template <typename X>
+bool whole(const cuda::Quantize<X>& call) {
+  return call.wide && call.N % cuda::kGroup == 0 && reinterpret_cast<uintptr_t>(call.codes) % 16 == 0;
+}
 
 template <bool CARRY, typename F, typename X>
 void launch_quantize(const cuda::Quantize<X>& call, int64_t block_rows, int64_t block_columns, int64_t P, int64_t Q,
                      cudaStream_t stream) {
+  constexpr int kThreads = cuda::kCodeThreads;
   if (block_rows == 1 && block_columns == cuda::kGroup) {
-    const unsigned grid = cuda::blocks_for(call.M * Q * cuda::kGroupLanes, cuda::kCodeThreads);
-    cuda::quantize_groups<F, CARRY><<<grid, cuda::kCodeThreads, 0, stream>>>(call);
+    const unsigned grid = cuda::blocks_for(call.M * Q * cuda::kGroupLanes, kThreads);
+    if (!whole(call))
+      cuda::quantize_groups<F, CARRY><<<grid, kThreads, 0, stream>>>(call);
+    else if (call.row_MK == nullptr)
+      cuda::quantize_whole_groups<F, CARRY>
+          <<<cuda::blocks_for(call.M * Q, cuda::kBlockGroups<CARRY, X>), kThreads, 0, stream>>>(call);
+    else
+      cuda::spread_whole_groups<F><<<grid, kThreads, 0, stream>>>(call);
+  } else if (block_rows == cuda::kSquare && block_columns == cuda::kSquare && whole(call)) {
+    cuda::quantize_squares<F, CARRY><<<static_cast<unsigned>(P * Q), kThreads, 0, stream>>>(call);
   } else {
     const cuda::Cut cut{block_rows, block_columns, Q};
-    cuda::quantize_blocks<F, CARRY><<<static_cast<unsigned>(P * Q), cuda::kCodeThreads, 0, stream>>>(call, cut);
+    cuda::quantize_blocks<F, CARRY><<<static_cast<unsigned>(P * Q), kThreads, 0, stream>>>(call, cut);
   }
+}
+
+// Blocks of norm_quantize that run at a time: its launch bound leaves registers for as many threads to a processor.
+int64_t resident_norms(int device, unsigned threads) {
+  int processors = 0;
+  cuda::require(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "rms_norm_fp8",
+                "multiprocessors");
+  return int64_t{processors} * (cuda::kMostNormThreads / threads);
 }
 
 }  // namespace
@@ -89,8 +112,9 @@ void fp8_permute_cuda(const View& x_TD, const View& row_TK, bool power_of_two, c
   with_types(x_TD, codes_RD, [&](auto* x, auto format) {
     using X = std::remove_pointer_t<decltype(x)>;
     const bool wide = aligned(x_TD, D * sizeof(X), 16) && aligned(codes_RD, D, cuda::kStep<X>);
-    const cuda::Quantize<X> what{x, nullptr, plain(power_of_two), T, D, row_TK.as<int32_t>(), static_cast<int32_t>(K), R,
-                                 wide, codes_RD.as<uint8_t>(), scale_RQ.as<float>(), nullptr};
+    const cuda::Quantize<X> what{x, nullptr, cuda::plain_scaling(power_of_two), T, D, row_TK.as<int32_t>(),
+                                 static_cast<int32_t>(K), R, wide, codes_RD.as<uint8_t>(), scale_RQ.as<float>(),
+                                 nullptr};
     launch_quantize<false, decltype(format)>(what, 1, cuda::kGroup, T, Q, call.stream);
   });
   call.launched();
@@ -114,9 +138,11 @@ void fp8_rms_norm_cuda(const View& x_TD, const View& weight_D, double eps, bool 
     ST_CHECK(aligned(x_TD, D * sizeof(X), 16) && aligned(codes_TD, D, cuda::kStep<X>),
              "x: must begin at a multiple of 16 bytes");
     const unsigned threads = cuda::blocks_for(D / cuda::kOwn, 32) * 32;
-    cuda::norm_quantize<decltype(format)><<<static_cast<unsigned>(T), threads, 0, call.stream>>>(
-        x, weight_D.as<float>(), static_cast<float>(eps), static_cast<int32_t>(D), plain(power_of_two),
-        codes_TD.as<uint8_t>(), scale_TQ.as<float>(), rstd_T.as<float>());
+    const cuda::Norm<X> what{x, weight_D.as<float>(), static_cast<float>(eps), static_cast<int32_t>(T),
+                             static_cast<int32_t>(D), power_of_two, aligned(weight_D, 0, 16),
+                             codes_TD.as<uint8_t>(), scale_TQ.as<float>(), rstd_T.as<float>()};
+    const auto blocks = static_cast<unsigned>(std::min(T, resident_norms(x_TD.device, threads)));
+    cuda::norm_quantize<decltype(format)><<<blocks, threads, 0, call.stream>>>(what);
   });
   call.launched();
 }

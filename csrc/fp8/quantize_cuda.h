@@ -5,7 +5,7 @@
 
 namespace seedthink {
 
-// As fp8_quantize. Blocks of 1 x 128 are read once; other shapes are read again from the caches.
+// As fp8_quantize. Blocks of 1 x 128, and of 128 x 128 that fill their rows, are read once; others again from caches.
 void fp8_quantize_cuda(const View& x_MN, const View& residual_MN, const View& previous_PQ, int64_t block_rows,
                        int64_t block_columns, bool power_of_two, double headroom, double low, double high,
                        const View& codes_MN, const View& scale_PQ, const View& left_MN, int64_t stream);

@@ -202,6 +202,18 @@ template <typename T>
 T __ldcg(const T* p) {
   return *p;
 }
+template <typename T>
+void __stcs(T* p, T x) {
+  *p = x;
+}
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 inline unsigned __brev(unsigned x) {
   unsigned y = 0;

@@ -40,6 +40,13 @@ uint8_t code_of(float x, float scale) {
   return static_cast<uint8_t>(nearest<F>(std::fabs(double{x / scale})) | (std::signbit(x) ? 0x80 : 0));
 }
 
+template <typename F, typename X>
+void check_quotient(X element, float scale) {
+  const float x = widen(element), y = x / scale;
+  const Divisor by = divisor<sizeof(X) == 2>(scale);
+  expect(encode<F>(by.quick ? by.divide(x) : y) == encode<F>(y), "a quotient finds the code of the division");
+}
+
 template <typename F>
 void check_format() {
   const auto all = values<F>();
@@ -55,25 +62,29 @@ void check_format() {
   std::mt19937 random(5);
   for (int i = 0; i < 100000; ++i) {
     const float x = __uint_as_float(random()), scale = __uint_as_float(random() & 0x7fffffffu);
-    const float y = x / scale;
-    if (!std::isfinite(x) || !std::isfinite(scale) || scale < FLT_MIN || std::fabs(y) > 1e6f) continue;
-    const float mine = divisor(scale).divide(x);
-    expect(encode<F>(mine) == encode<F>(y), "a quotient finds the code of the division");
-    if (std::fabs(y) > 1e-6f) expect(mine == y, "a quotient is rounded once");
+    if (!std::isfinite(x) || !std::isfinite(scale) || scale < FLT_MIN || std::fabs(x / scale) > 1e6f) continue;
+    check_quotient<F>(x, scale);
+    check_quotient<F>(narrow<bf16>(x), scale);
+    const Scaling plain = plain_scaling(false);
+    expect(pick_scale<F>(plain, scale, 0) == max(scale, F::kMax * FLT_MIN) / F::kMax, "a scale is rounded once");
   }
-}
-
-void check_common_quotients() {
-  std::mt19937 random(6);
-  std::uniform_real_distribution<float> uniform(-1.f, 1.f);
-  for (int i = 0; i < 300000; ++i) {
-    const float amax = std::ldexp(1.f + std::fabs(uniform(random)), static_cast<int>(random() % 40) - 30);
-    const float x = uniform(random) * amax, scale = amax / 448.f;
-    const float mine = divisor(scale).divide(x), want = x / scale;
-    expect(std::memcmp(&mine, &want, 4) == 0 || std::fabs(want) < 1e-30f, "a quotient is rounded once");
+  // Scales near those that end in zeros, and what lies by their ties.
+  for (int i = 0; i < 20000; ++i) {
+    const uint32_t end = i % 3 == 0 ? random() & 0xfffffu : (random() % 1024 - 512) & 0xfffffu;
+    const float scale = __uint_as_float((random() % 200 + 27) << 23 | random() % 8 << 20 | end);
+    const int code = static_cast<int>(random() % (all.size() - 1));
+    const float tie = static_cast<float>((all[code] + all[code + 1]) / 2 * scale);
+    for (const float x : {tie, std::nextafter(tie, 0.f), std::nextafter(tie, INFINITY), -tie}) {
+      check_quotient<F>(x, scale);
+      check_quotient<F>(narrow<bf16>(x), scale);
+    }
   }
-  const float zero = divisor(0.5f).divide(-0.f);
-  expect(std::signbit(zero), "-0 stays -0");
+  check_quotient<F>(-0.f, 0.3f);
+  check_quotient<F>(bf16{0x3f80}, 0x1.fffffep3f);
+  check_quotient<F>(narrow<bf16>(-0.f), FLT_MIN);
+  expect(!divisor<false>(__uint_as_float(0x3f900001u)).quick && divisor<true>(__uint_as_float(0x3f900001u)).quick &&
+             divisor<false>(1.125f).quick,
+         "what a tie can deceive is divided");
 }
 
 struct Shape {
@@ -99,9 +110,15 @@ void check_quantize(const Shape& shape) {
   const Scaling how{shape.sticky ? previous.data() : nullptr, shape.power_of_two, 1.5f, 0.5f, 1.f};
   const Quantize<X> call{x.data(), residual.data(), how, M, N, nullptr, 1, M, shape.wide, codes.data(), scale.data(),
                          left.data()};
-  if (shape.rows == 1 && shape.columns == kGroup)
+  const bool groups = shape.rows == 1 && shape.columns == kGroup, whole = shape.wide && N % kGroup == 0;
+  if (groups && whole)
+    on_cpu::launch((M * Q + kBlockGroups<CARRY, X> - 1) / kBlockGroups<CARRY, X>, kCodeThreads,
+                   [&] { quantize_whole_groups<F, CARRY>(call); });
+  else if (groups)
     on_cpu::launch((M * Q * kGroupLanes + kCodeThreads - 1) / kCodeThreads, kCodeThreads,
                    [&] { quantize_groups<F, CARRY>(call); });
+  else if (shape.rows == kSquare && shape.columns == kSquare && whole)
+    on_cpu::launch(P * Q, kCodeThreads, [&] { quantize_squares<F, CARRY>(call); });
   else
     on_cpu::launch(P * Q, kCodeThreads, [&] { quantize_blocks<F, CARRY>(call, {shape.rows, shape.columns, Q}); });
   for (int b = 0; b < P * Q; ++b) {
@@ -128,36 +145,53 @@ void check_quantize(const Shape& shape) {
   }
 }
 
-void check_spread() {
-  const int T = 3, K = 2, D = 256;
-  std::vector<bf16> x(T * D);
-  for (int i = 0; i < T * D; ++i) x[i] = narrow<bf16>(std::sin(i * 0.1f));
-  const std::vector<int> row{4, 0, 2, 5, 1, 3};
-  std::vector<uint8_t> codes(T * D), rows(T * K * D);
-  std::vector<float> scale(T * 2), row_scale(T * K * 2);
-  const Scaling how{nullptr, false, 1.f, 0.f, 0.f};
-  Quantize<bf16> call{x.data(), nullptr, how, T, D, nullptr, 1, T, true, codes.data(), scale.data(), nullptr};
-  on_cpu::launch(1, kCodeThreads, [&] { quantize_groups<E4M3, false>(call); });
-  call.row_MK = row.data(), call.K = K, call.rows = T * K, call.codes = rows.data(), call.scale = row_scale.data();
-  on_cpu::launch(1, kCodeThreads, [&] { quantize_groups<E4M3, false>(call); });
-  for (int i = 0; i < T * K; ++i)
-    expect(std::equal(codes.begin() + i / K * D, codes.begin() + (i / K + 1) * D, rows.begin() + row[i] * D) &&
-               scale[i / K * 2 + 1] == row_scale[row[i] * 2 + 1],
-           "an expert's row has the codes of its token");
+// Rows with K places, one of which is none, by the general kernel and by the one for whole rows.
+template <typename X>
+void check_spread(int T, int K) {
+  const int D = 256;
+  std::vector<X> x(T * D);
+  for (int i = 0; i < T * D; ++i) x[i] = narrow<X>(std::sin(i * 0.1f));
+  x[D + 3] = narrow<X>(NAN);
+  std::vector<int> row(T * K);
+  for (int i = 0; i < T * K; ++i) row[i] = (i + 1) % 7 == 0 ? -1 : (13 * i + 2) % (T * K);
+  std::vector<uint8_t> codes(T * D);
+  std::vector<float> scale(T * 2);
+  const Scaling how = plain_scaling(false);
+  Quantize<X> call{x.data(), nullptr, how, T, D, nullptr, 1, T, true, codes.data(), scale.data(), nullptr};
+  const int grid = (T * 2 * kGroupLanes + kCodeThreads - 1) / kCodeThreads;
+  on_cpu::launch(grid, kCodeThreads, [&] { quantize_groups<E4M3, false>(call); });
+  for (const bool whole : {false, true}) {
+    alignas(16) static uint8_t rows[1 << 16];
+    std::fill(std::begin(rows), std::end(rows), 0x55);
+    std::vector<float> row_scale(T * K * 2, -1.f);
+    call.row_MK = row.data(), call.K = K, call.rows = T * K, call.codes = rows, call.scale = row_scale.data();
+    if (whole)
+      on_cpu::launch(grid, kCodeThreads, [&] { spread_whole_groups<E4M3>(call); });
+    else
+      on_cpu::launch(grid, kCodeThreads, [&] { quantize_groups<E4M3, false>(call); });
+    for (int i = 0; i < T * K; ++i)
+      expect(row[i] < 0 || (std::equal(codes.begin() + i / K * D, codes.begin() + (i / K + 1) * D, rows + row[i] * D) &&
+                            scale[i / K * 2] == row_scale[row[i] * 2] &&
+                            scale[i / K * 2 + 1] == row_scale[row[i] * 2 + 1]),
+             "an expert's row has the codes of its token");
+    for (int r = 0; r < T * K; ++r)
+      expect(std::count(row.begin(), row.end(), r) > 0 || (rows[r * D] == 0x55 && row_scale[r * 2] == -1.f),
+             "a row that no token has is left alone");
+  }
 }
 
 template <typename X>
-void check_norm() {
-  const int T = 2, D = 640;
+void check_norm(bool wide, bool wild) {
+  const int T = 7, D = 640, blocks = 2;
   std::vector<X> x(T * D);
   std::vector<float> weight(D), rstd(T), scale(T * 5);
   std::vector<uint8_t> codes(T * D);
   for (int i = 0; i < T * D; ++i) x[i] = narrow<X>(std::sin(i * 0.7f) * (1 + i / D));
   for (int d = 0; d < D; ++d) weight[d] = 1.f + 0.01f * static_cast<float>(d % 10);
-  on_cpu::launch(T, 64, [&] {
-    norm_quantize<E4M3>(x.data(), weight.data(), 1e-6f, D, {nullptr, true, 1.f, 0.f, 0.f}, codes.data(), scale.data(),
-                        rstd.data());
-  });
+  if (wild) weight[131] = INFINITY, weight[500] = NAN;
+  const Norm<X> call{x.data(), weight.data(), 1e-6f, T, D, true, wide, codes.data(), scale.data(),
+                     rstd.data()};
+  on_cpu::launch(blocks, 64, [&] { norm_quantize<E4M3>(call); });
   for (int t = 0; t < T; ++t) {
     double squares = 0;
     for (int d = 0; d < D; ++d) squares += double{widen(x[t * D + d])} * widen(x[t * D + d]);
@@ -167,7 +201,7 @@ void check_norm() {
       for (int i = 0; i < kGroup; ++i) {
         const int d = g * kGroup + i;
         y[i] = widen(narrow<X>(widen(x[t * D + d]) * rstd[t] * weight[d]));
-        amax = max(amax, std::fabs(y[i]));
+        amax = std::isfinite(y[i]) ? max(amax, std::fabs(y[i])) : amax;
       }
       const float found = scale[t * 5 + g];
       expect(found * 448.f >= amax && found * 224.f < amax, "the scale is the least power of two that holds the group");
@@ -180,17 +214,27 @@ void check_norm() {
 int main() {
   check_format<E4M3>();
   check_format<E5M2>();
-  check_common_quotients();
   check_quantize<E4M3, false, bf16>({5, 384, 1, 128});
+  check_quantize<E4M3, false, bf16>({67, 128, 1, 128, false, true, true});
+  check_quantize<E4M3, false, bf16>({3, 384, 1, 128, false, false, true, false});
   check_quantize<E5M2, false, float>({5, 384, 1, 128, true});
   check_quantize<E4M3, true, bf16>({3, 256, 1, 128, false, true, true});
+  check_quantize<E4M3, true, bf16>({3, 256, 1, 128, false, false, true, false});
   check_quantize<E4M3, true, float>({3, 256, 1, 128, true});
   check_quantize<E4M3, false, float>({3, 201, 1, 128, false, false, true, false});
   check_quantize<E4M3, false, bf16>({200, 260, 128, 128, false, false, true, false});
+  check_quantize<E4M3, false, bf16>({200, 256, 128, 128, false, false, true});
+  check_quantize<E4M3, false, bf16>({129, 256, 128, 128, true});
   check_quantize<E4M3, true, bf16>({130, 256, 128, 128});
+  check_quantize<E5M2, true, float>({130, 128, 128, 128});
+  check_quantize<E4M3, false, float>({130, 128, 128, 128, false, true, true});
   check_quantize<E5M2, false, float>({2, 7168, 1, 7168});
+  check_quantize<E4M3, false, bf16>({40, 256, 32, 64, false, false, true});
   check_quantize<E4M3, false, float>({2, 24, 1, 128});
-  check_spread();
-  check_norm<bf16>();
-  check_norm<float>();
+  check_spread<bf16>(3, 2);
+  check_spread<bf16>(21, 8);
+  check_spread<float>(5, 11);
+  check_norm<bf16>(true, false);
+  check_norm<bf16>(false, true);
+  check_norm<float>(true, true);
 }
