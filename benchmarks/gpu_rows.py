@@ -27,8 +27,10 @@ class Made:
     elsewhere: dict[str, Callable[[], float]] = field(default_factory=dict)  # peers that time themselves, microseconds
     peers_within: float | None = None  # relative error of a peer's first result against ours; None: not comparable
 
-    def rows(self, start: dict[str, Any], ceilings: dict[str, float]) -> list[dict[str, Any]]:
-        """Check, then time, everything."""
+    def rows(
+        self, start: dict[str, Any], ceilings: dict[str, float], known: dict[str, dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Check, then time, everything; `known` are peers of an earlier run."""
         timed = {name: self._peer(calls) for name, calls in self.peers.items()}
         timed |= {name: _guarded(clock) for name, clock in self.elsewhere.items()}
         rows = []
@@ -37,11 +39,11 @@ class Made:
             wrong = _first_line(lambda name=name: self.check(name))
             row |= {"status": "FAIL", "reason": wrong} if wrong else _timed(calls)
             rows.append(row | (self._rates(row, ceilings) if "us" in row else {}))
-        rows += [start | {"impl": name} | row for name, row in timed.items()]
+        rows += [start | {"impl": name, "peer": True} | row for name, row in timed.items()]
         for row in rows[: len(self.ours)]:
             row["ratios"] = {
                 peer: round(other["us"] / row["us"], 2)
-                for peer, other in timed.items()
+                for peer, other in (known | timed).items()
                 if "us" in other and "us" in row
             }
         return rows
