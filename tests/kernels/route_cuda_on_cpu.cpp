@@ -37,11 +37,26 @@ struct Routed {
 
   template <int P>
   void run() {
-    std::vector<uint16_t> count(c.E * kRanges + 4, 0xffff);
+    std::vector<uint16_t> count(packs_of(c.E) * kPack * rule.ranges, 0xffff);
     const RouteOutput out{ids.data(), weight.data(), count.data()};
     const Places places{counts.data(), offsets.data(), row.data(), token.data()};
-    on_cpu::launch(rule.ranges, kRouteThreads, [&] { choose_experts<X, P>(rule, logits.data(), out); });
-    on_cpu::launch(max(1, rule.ranges), kRouteThreads, [&] { place_rows(rule, ids.data(), count.data(), places); });
+    const unsigned threads = 32 * min(max(c.range, 8), kWarpsOf<P>);
+    on_cpu::launch(rule.ranges, threads, [&] { choose_experts<X, P>(rule, logits.data(), out); });
+    on_cpu::launch(max(1, rule.ranges), kPlaceThreads, [&] { place_rows(rule, ids.data(), count.data(), places); });
+    if (rule.ranges == 1 && c.range <= kWarpsOf<P>) check_cluster<P>(threads);
+  }
+
+  // A cluster of one block gives the bits of the two launches.
+  template <int P>
+  void check_cluster(unsigned threads) const {
+    Routed other(c);
+    other.logits = logits;
+    other.rule.bias = rule.bias;
+    const RouteOutput out{other.ids.data(), other.weight.data(), nullptr};
+    const Places places{other.counts.data(), other.offsets.data(), other.row.data(), other.token.data()};
+    on_cpu::launch(1, threads, [&] { route_cluster<X, P>(rule, logits.data(), out, places); });
+    expect(other.ids == ids && std::memcmp(other.weight.data(), weight.data(), 4 * weight.size()) == 0, "same choices");
+    expect(other.counts == counts && other.offsets == offsets && other.row == row && other.token == token, "same places");
   }
 
   double logit(int t, int e) const { return widen(logits[t * c.E + e]); }
@@ -195,7 +210,8 @@ int main() {
     expect(std::fabs(exp_unfused(x) - want) < 4e-7 * want, "exp is exp");
   }
   expect(exp_unfused(-100.f) == 0.f && std::isinf(exp_unfused(100.f)) && std::isnan(exp_unfused(NAN)), "exp has its ends");
-  expect(key_of(-0.f) == key_of(0.f) && key_of(-INFINITY) > 0 && key_of(-1.f) < key_of(-0.5f), "keys order like floats");
+  expect(key_of(-0.f) == key_of(0.f) && key_of(-INFINITY) == kKeyOfLowest && key_of(INFINITY) == kKeyOfInfinity && key_of(-1.f) < key_of(-0.5f), "keys order like floats");
+  expect(key_of(-1.f) > kKeyOfLowest && key_of(-0.f) < key_of(1.f) && key_of(NAN) > kKeyOfInfinity, "NaN is above all");
   expect(value_of(key_of(-2.f)) == -2.f && value_of(key_of(3.f)) == 3.f, "a key knows its float");
   run<float, 4>({70, 128, 8});
   run<float, 4>({40, 33, 3, false, false, false, 1, 1, 2.f});
