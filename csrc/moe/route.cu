@@ -97,12 +97,16 @@ void route_in_two(const cuda::Rule& rule, bool hopper, const X* logits, const cu
   const cuda::Rule cut = in_ranges(rule, std::max<int64_t>(kLeast, cuda::blocks_for(rule.T, cuda::kRanges)));
   const auto ranges = static_cast<unsigned>(cut.ranges);
   if (ranges > 0) cuda::choose_experts<X, P><<<ranges, threads_for<P>(cut), 0, stream>>>(cut, logits, out);
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = hopper && ranges > 0;
   const int32_t* ids = out.ids;
   const uint16_t* count = out.count;
-  launch_with(early, std::max(1u, ranges), cuda::kPlaceThreads, stream, cuda::place_rows, cut, ids, count, places);
+  if (!hopper || ranges == 0) {
+    cuda::place_rows<<<std::max(1u, ranges), cuda::kPlaceThreads, 0, stream>>>(cut, ids, count, places);
+    return;
+  }
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  launch_with(early, ranges, cuda::kPlaceThreads, stream, cuda::place_rows, cut, ids, count, places);
 }
 
 }  // namespace
@@ -132,7 +136,7 @@ void route_forward_cuda(const View& logits_TE, const View& bias_E, bool sigmoid,
            "workspace: needs ", route_cuda_workspace(E), " bytes at a multiple of 8");
   const cuda::Rule rule{static_cast<int32_t>(T), static_cast<int32_t>(E), static_cast<int32_t>(K), sigmoid, norm_topk,
                         static_cast<float>(scale), bias_E.as<float>(), static_cast<int32_t>(groups),
-                        static_cast<int32_t>(topk_groups), 1, 1};
+                        static_cast<int32_t>(topk_groups), static_cast<int32_t>(E / groups), 1, 1};
   const cuda::RouteOutput out{ids_TK.as<int32_t>(), weight_TK.as<float>(), workspace.as<uint16_t>()};
   const cuda::Places places{counts_E.as<int32_t>(), offsets_E1.as<int32_t>(), row_TK.as<int32_t>(),
                             token_R.as<int32_t>()};
@@ -158,7 +162,7 @@ void route_backward_cuda(const View& dweight_TK, const View& logits_TE, const Vi
   call.check(dlogits_TE, "dlogits", logits_TE.dtype, {T, E});
   if (T == 0) return;
   const cuda::Rule rule{static_cast<int32_t>(T), static_cast<int32_t>(E), static_cast<int32_t>(K), sigmoid, norm_topk,
-                        static_cast<float>(scale), nullptr, 1, 1, 1, 1};
+                        static_cast<float>(scale), nullptr, 1, 1, static_cast<int32_t>(E), 1, 1};
   with_row(logits_TE, [&](auto* logits, auto each) {
     using X = std::remove_pointer_t<decltype(logits)>;
     cuda::route_gradient<X, decltype(each)::value>

@@ -32,7 +32,7 @@ struct Rule {
   bool sigmoid, norm_topk;
   float scale;
   const float* bias;  // may be null
-  int32_t groups, kept_groups;
+  int32_t groups, kept_groups, group_size;
   int32_t ranges, range;  // how many ranges of tokens, and tokens of a range
 
   // Whether scores, and not logits, are compared. Scores grow with the logits, which never tie by rounding.
@@ -51,10 +51,11 @@ struct RouteOutput {
 // Integers that order like floats (-0 like 0). Arithmetic makes NaN positive, so it stands above every number, too.
 constexpr int32_t kAbsent = INT32_MIN, kKeyOfInfinity = 0x7f800000, kKeyOfLowest = INT32_MIN + 0x7fffff;
 
-__device__ inline int32_t key_of(float x) {
-  const auto bits = static_cast<int32_t>(__float_as_uint(__fadd_rn(x, 0.f)));
+__device__ inline int32_t key_of_sum(float x, float y) {
+  const auto bits = static_cast<int32_t>(__float_as_uint(__fadd_rn(x, y)));
   return bits ^ ((bits >> 31) & INT32_MAX);
 }
+__device__ inline int32_t key_of(float x) { return key_of_sum(x, 0.f); }
 __device__ inline float value_of(int32_t key) {
   return __uint_as_float(static_cast<uint32_t>(key ^ ((key >> 31) & INT32_MAX)));
 }
@@ -147,48 +148,43 @@ struct TwoBest {
   }
 };
 
-// Finds the group of each key; lane g gets the two best of group g. Groups of whole rows of lanes need no search.
+// The best groups as bits, from a lane's share in the race: lane g has the two best keys of group g. A group's score is
+// their sum.
+__device__ inline unsigned best_groups(const Rule& rule, const TwoBest& best) {
+  const float first = value_of(best.first);
+  const float score = rule.group_size > 1 ? __fadd_rn(first, value_of(best.second)) : first;
+  const bool exists = static_cast<int32_t>(threadIdx.x % 32) < rule.groups;
+  return largest_lanes(exists ? key_of(score) : kAbsent, rule.kept_groups);
+}
+
+// Takes the experts outside the best groups out of the race. Groups of 32 are the lanes' j-th keys.
 template <int P>
-__device__ inline TwoBest best_of_groups(const Rule& rule, int32_t size, const int32_t (&key)[P], int32_t (&group)[P]) {
+__device__ inline void keep_groups(const Rule& rule, int32_t (&key)[P]) {
   const int32_t lane = threadIdx.x % 32;
-  TwoBest mine, seen;
-  if (size % 32 == 0) {
-    int32_t g = 0, left = size;
+  TwoBest best;
+  if (rule.group_size == 32) {
 #pragma unroll
     for (int j = 0; j < P; ++j) {
-      group[j] = g;
-      seen.see(key[j]);
-      left -= 32;
-      if (left > 0) continue;
-      const TwoBest all = seen.of_warp();
-      if (lane == g) mine = all;
-      seen = TwoBest();
-      left = size;
-      ++g;
+      const TwoBest all = TwoBest{key[j]}.of_warp();
+      if (lane == j) best = all;
     }
-    return mine;
-  }
+    const unsigned kept = best_groups(rule, best);
 #pragma unroll
-  for (int j = 0; j < P; ++j) group[j] = (32 * j + lane) / size;
+    for (int j = 0; j < P; ++j)
+      if ((kept & (1u << j)) == 0) key[j] = kAbsent;
+    return;
+  }
+  int32_t group[P];
+#pragma unroll
+  for (int j = 0; j < P; ++j) group[j] = (32 * j + lane) / rule.group_size;
   for (int32_t g = 0; g < rule.groups; ++g) {
-    seen = TwoBest();
+    TwoBest seen;
 #pragma unroll
     for (int j = 0; j < P; ++j) seen.see(group[j] == g ? key[j] : kAbsent);
     const TwoBest all = seen.of_warp();
-    if (lane == g) mine = all;
+    if (lane == g) best = all;
   }
-  return mine;
-}
-
-// Takes the experts outside the best groups out of the race. A group's score is the sum of its two best keys.
-template <int P>
-__device__ inline void keep_groups(const Rule& rule, int32_t (&key)[P]) {
-  const int32_t size = rule.E / rule.groups;
-  int32_t group[P];
-  const TwoBest best = best_of_groups(rule, size, key, group);
-  const float first = value_of(best.first), score = size > 1 ? __fadd_rn(first, value_of(best.second)) : first;
-  const bool exists = static_cast<int32_t>(threadIdx.x % 32) < rule.groups;
-  const unsigned kept = largest_lanes(exists ? key_of(score) : kAbsent, rule.kept_groups);
+  const unsigned kept = best_groups(rule, best);
 #pragma unroll
   for (int j = 0; j < P; ++j)
     if (group[j] < 32 && ((kept >> group[j]) & 1u) == 0) key[j] = kAbsent;
@@ -201,7 +197,7 @@ __device__ inline void sigmoid_row(const Rule& rule, float (&x)[P]) {
   const int32_t lane = threadIdx.x % 32;
   bool plain = true, finite = false;
 #pragma unroll
-  for (int j = 0; j < P; ++j) plain = plain & ((fabsf(x[j]) < kPlain) | (32 * j + lane >= rule.E));
+  for (int j = 0; j < P; ++j) plain = plain & (fabsf(x[j]) < kPlain);
   if (__ballot_sync(kWarp, plain) == kWarp) {
 #pragma unroll
     for (int j = 0; j < P; ++j) x[j] = reciprocal(__fadd_rn(1.f, exp_between(-x[j])));
@@ -234,23 +230,28 @@ __device__ inline void softmax_row(float (&x)[P]) {
   for (int j = 0; j < P; ++j) x[j] = __fdiv_rn(x[j], whole);
 }
 
-// Loads a row: what weights are made of (scores where they are compared, else logits), and the keys to compare.
+// Loads a row: what weights are made of (scores where they are compared, else logits), and the keys to compare. Behind
+// the last expert the key is that of -inf, which of its equals comes last.
 template <typename X, int P>
 __device__ inline void read_row(const Rule& rule, const X* logits, float (&value)[P], int32_t (&key)[P]) {
   const int32_t lane = threadIdx.x % 32;
+  const float lowest = value_of(kKeyOfLowest), behind = rule.by_score() && rule.sigmoid ? 0.f : lowest;
+  float added[P];
 #pragma unroll
   for (int j = 0; j < P; ++j) {
-    const int32_t e = 32 * j + lane;
-    value[j] = e < rule.E ? widen(logits[e]) : value_of(kKeyOfLowest);
+    value[j] = 32 * j + lane < rule.E ? widen(logits[32 * j + lane]) : behind;
+    added[j] = 32 * j + lane < rule.E ? 0.f : lowest;
+  }
+  if (rule.bias != nullptr) {
+    const float* bias = rule.bias + lane;
+#pragma unroll
+    for (int j = 0; j < P; ++j)
+      if (32 * j + lane < rule.E) added[j] = bias[32 * j];
   }
   if (rule.by_score() && rule.sigmoid) sigmoid_row(rule, value);
   if (rule.by_score() && !rule.sigmoid) softmax_row(value);
 #pragma unroll
-  for (int j = 0; j < P; ++j) {
-    const int32_t e = 32 * j + lane;
-    const float compared = rule.bias != nullptr && e < rule.E ? __fadd_rn(value[j], rule.bias[e]) : value[j];
-    key[j] = e < rule.E ? key_of(compared) : kAbsent;
-  }
+  for (int j = 0; j < P; ++j) key[j] = key_of_sum(value[j], added[j]);
 }
 
 __device__ inline void order(int32_t& high, int32_t& low) {
@@ -296,26 +297,27 @@ struct alignas(8) Choice {
 // Writes the K experts whose keys reach the K-th largest, of its equals the first, in ascending order.
 template <int P>
 __device__ inline void write_choices(int32_t K, int32_t kth, const int32_t (&key)[P], const float (&value)[P], Choice* to) {
-  unsigned chosen[P];  // bits of lanes
-  int32_t total = 0, above = 0, equals = 0, at = 0;
+  const int32_t lane = threadIdx.x % 32;
+  int32_t at = 0;
+  const auto write = [&](int j, bool chosen) {
+    const unsigned lanes = __ballot_sync(kWarp, chosen);
+    const int32_t place = at + below_lane(lanes);
+    to[chosen & (place < K) ? place : kMostChoices] = {32 * j + lane, value[j]};  // the last is not read
+    at += __popc(lanes);
+  };
 #pragma unroll
-  for (int j = 0; j < P; ++j) total += __popc(chosen[j] = __ballot_sync(kWarp, key[j] >= kth));
-  if (total > K) {
+  for (int j = 0; j < P; ++j) write(j, key[j] >= kth);
+  if (at == K) return;
+  // More equals than there is place for.
+  int32_t left = K;
 #pragma unroll
-    for (int j = 0; j < P; ++j) above += __popc(__ballot_sync(kWarp, key[j] > kth));
-#pragma unroll
-    for (int j = 0; j < P; ++j) {
-      const unsigned level = __ballot_sync(kWarp, key[j] == kth);
-      const bool early = above + equals + below_lane(level) < K;
-      chosen[j] = __ballot_sync(kWarp, key[j] > kth || (key[j] == kth && early));
-      equals += __popc(level);
-    }
-  }
+  for (int j = 0; j < P; ++j) left -= __popc(__ballot_sync(kWarp, key[j] > kth));
+  at = 0;
 #pragma unroll
   for (int j = 0; j < P; ++j) {
-    const int32_t lane = threadIdx.x % 32;
-    if (((chosen[j] >> lane) & 1u) != 0) to[at + below_lane(chosen[j])] = {32 * j + lane, value[j]};
-    at += __popc(chosen[j]);
+    const unsigned equals = __ballot_sync(kWarp, key[j] == kth);
+    write(j, (key[j] > kth) | ((key[j] == kth) & (below_lane(equals) < left)));
+    left -= __popc(equals);
   }
 }
 
@@ -359,7 +361,7 @@ __device__ inline int32_t route_token(const Rule& rule, const X* logits, int32_t
 template <typename X, int P>
 __global__ void __launch_bounds__(32 * kWarpsOf<P>, P < 16 ? 0 : 1) choose_experts(Rule rule, const X* logits, RouteOutput out) {
   __shared__ int32_t count[kMostExperts];
-  __shared__ Choice slot[kWarpsOf<P>][kMostChoices];
+  __shared__ Choice slot[kWarpsOf<P>][kMostChoices + 1];
   next_launch_may_start();
   const int32_t warp = this_warp(), experts = packs_of(rule.E) * kPack;
   for (int32_t e = threadIdx.x; e < experts; e += blockDim.x) count[e] = 0;
@@ -448,22 +450,28 @@ struct Tile {
   int32_t K, shift, t, tokens;  // a token's choices take 1 << shift threads
   const int32_t* ids;
 
-  // Calls each(choice's index, token, expert) for the choices of this thread.
+  // The choice that the thread of this number takes; -1 where there is none.
+  __device__ int32_t expert(int32_t thread) const {
+    const int32_t token = thread >> shift, k = thread - (token << shift);
+    return token < tokens && k < K ? ids[token * K + k] : -1;
+  }
+  // Calls each(choice's index, token, expert) for the choices of this thread, of which the caller has read the first.
   template <typename F>
-  __device__ void for_choices(const F& each) const {
+  __device__ void for_choices(int32_t e, const F& each) const {
     for (int32_t i = threadIdx.x; i < tokens << shift; i += kPlaceThreads) {
-      const int32_t token = i >> shift, k = i - (token << shift), at = token * K + k;
-      if (k < K) each(at, token, ids[at]);
+      const int32_t token = i >> shift;
+      if (e >= 0) each(token * K + i - (token << shift), token, e);
+      e = expert(i + kPlaceThreads);
     }
   }
-  __device__ void mark(uint32_t* chosen) const {
-    for_choices([&](int32_t, int32_t token, int32_t e) {
+  __device__ void mark(int32_t first, uint32_t* chosen) const {
+    for_choices(first, [&](int32_t, int32_t token, int32_t e) {
       atomicOr(chosen + e * kTileWords + token / 32, 1u << (token % 32));
     });
   }
-  __device__ void place(const uint32_t* chosen, const int32_t* next, const Places& out) const {
+  __device__ void place(int32_t first, const uint32_t* chosen, const int32_t* next, const Places& out) const {
     int32_t* rows = out.row + static_cast<int64_t>(t) * K;
-    for_choices([&](int32_t at, int32_t token, int32_t e) {
+    for_choices(first, [&](int32_t at, int32_t token, int32_t e) {
       const uint32_t* word = chosen + e * kTileWords;
       int32_t row = next[e] + __popc(word[token / 32] & ((1u << (token % 32)) - 1u));
       for (int32_t w = 0; w < token / 32; ++w) row += __popc(word[w]);
@@ -486,7 +494,7 @@ __device__ inline void leave_tile(int32_t E, uint32_t* chosen, int32_t* next) {
     }
 }
 
-__global__ void __launch_bounds__(kPlaceThreads, 4) place_rows(Rule rule, const int32_t* ids, const uint16_t* count,
+__global__ void __launch_bounds__(kPlaceThreads, 3) place_rows(Rule rule, const int32_t* ids, const uint16_t* count,
                                                             Places out) {
   __shared__ Tally tally;
   __shared__ uint32_t chosen[kMostExperts * kTileWords];
@@ -495,8 +503,10 @@ __global__ void __launch_bounds__(kPlaceThreads, 4) place_rows(Rule rule, const 
   __syncthreads();
   await_launch_before();
   const int32_t begin = blockIdx.x * rule.range, end = min(rule.T, begin + rule.range);
-  tile_of(rule, begin, end, ids).mark(chosen);
+  Tile tile = tile_of(rule, begin, end, ids);
+  int32_t first = tile.expert(threadIdx.x);  // is on its way while counts are added up
   add_counts(rule, count, tally);
+  tile.mark(first, chosen);
   __syncthreads();
   if (this_warp() == 0) tally.scan(rule.E);
   __syncthreads();
@@ -505,10 +515,12 @@ __global__ void __launch_bounds__(kPlaceThreads, 4) place_rows(Rule rule, const 
     if (t > begin) {
       leave_tile(rule.E, chosen, tally.next);
       __syncthreads();
-      tile_of(rule, t, end, ids).mark(chosen);
+      tile = tile_of(rule, t, end, ids);
+      first = tile.expert(threadIdx.x);
+      tile.mark(first, chosen);
       __syncthreads();
     }
-    tile_of(rule, t, end, ids).place(chosen, tally.next, out);
+    tile.place(first, chosen, tally.next, out);
     __syncthreads();
   }
 }
@@ -519,7 +531,7 @@ __global__ void __launch_bounds__(32 * kWarpsOf<P>, 1) route_cluster(Rule rule, 
                                                                    Places places) {
   __shared__ uint32_t chosen[kMostExperts];  // bits of tokens
   __shared__ Tally tally;
-  __shared__ Choice slot[kWarpsOf<P>][kMostChoices];
+  __shared__ Choice slot[kWarpsOf<P>][kMostChoices + 1];
   for (int32_t e = threadIdx.x; e < rule.E; e += blockDim.x) chosen[e] = 0;
   __syncthreads();
   const int32_t mine = blockIdx.x, warp = this_warp(), lane = threadIdx.x % 32, t = mine * rule.range + warp;
