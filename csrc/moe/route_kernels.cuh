@@ -46,6 +46,11 @@ struct RouteOutput {
   int32_t* ids;
   float* weight;
   uint16_t* count;  // [ranges, packs of experts, kPack]: tokens of a range that go to an expert
+
+  __device__ void write(int64_t at, int32_t expert, float w) const {
+    ids[at] = expert;
+    weight[at] = w;
+  }
 };
 
 // Integers that order like floats (-0 like 0). Arithmetic makes NaN positive, so it stands above every number, too.
@@ -330,10 +335,10 @@ __device__ inline float score_of(const Rule& rule, float logit, const float (&x)
   return rule.norm_topk ? y : __fdiv_rn(y, exponentials(x, top, all));
 }
 
-// One token: experts in ascending order and their weights. NaN weights, and some experts, for a row without scores.
-// Lane k gets the k-th expert. `slot` is the warp's own.
+// One token: lane k gets the k-th expert, in ascending order, and its weight. NaN weights, and some experts, for a row
+// without scores. `slot` is the warp's own.
 template <typename X, int P>
-__device__ inline int32_t route_token(const Rule& rule, const X* logits, int32_t* ids, float* weight, Choice* slot) {
+__device__ inline Choice route_token(const Rule& rule, const X* logits, Choice* slot) {
   const int32_t lane = threadIdx.x % 32;
   float value[P];
   int32_t key[P], sorted[P], top;
@@ -351,11 +356,7 @@ __device__ inline int32_t route_token(const Rule& rule, const X* logits, int32_t
   float score = rule.by_score() ? mine.value : score_of(rule, mine.value, value, value_of(top));
   if (!chosen) score = 0.f;
   if (rule.norm_topk) score = __fdiv_rn(score, warp_sum(score) + kTiny);
-  if (chosen) {
-    ids[lane] = mine.expert;
-    weight[lane] = sound ? score * rule.scale : __uint_as_float(0x7fc00000u);
-  }
-  return mine.expert;
+  return {mine.expert, sound ? score * rule.scale : __uint_as_float(0x7fc00000u)};
 }
 
 template <typename X, int P>
@@ -363,15 +364,15 @@ __global__ void __launch_bounds__(32 * kWarpsOf<P>, P < 16 ? 0 : 1) choose_exper
   __shared__ int32_t count[kMostExperts];
   __shared__ Choice slot[kWarpsOf<P>][kMostChoices + 1];
   next_launch_may_start();
-  const int32_t warp = this_warp(), experts = packs_of(rule.E) * kPack;
+  const int32_t warp = this_warp(), lane = threadIdx.x % 32, experts = packs_of(rule.E) * kPack;
   for (int32_t e = threadIdx.x; e < experts; e += blockDim.x) count[e] = 0;
   __syncthreads();
   const int32_t begin = blockIdx.x * rule.range, end = min(rule.T, begin + rule.range);
   for (int32_t t = begin + warp; t < end; t += blockDim.x / 32) {
-    const int64_t at = static_cast<int64_t>(t) * rule.K;
-    const int32_t expert = route_token<X, P>(rule, logits + static_cast<int64_t>(t) * rule.E, out.ids + at,
-                                             out.weight + at, slot[warp]);
-    if (static_cast<int32_t>(threadIdx.x % 32) < rule.K) atomicAdd(count + expert, 1);
+    const Choice choice = route_token<X, P>(rule, logits + static_cast<int64_t>(t) * rule.E, slot[warp]);
+    if (lane >= rule.K) continue;
+    out.write(static_cast<int64_t>(t) * rule.K + lane, choice.expert, choice.value);
+    atomicAdd(count + choice.expert, 1);
   }
   __syncthreads();
   for (int32_t e = threadIdx.x; e < experts; e += blockDim.x)
@@ -394,6 +395,7 @@ struct Tally {
   __device__ void scan(int32_t E) {
     const int32_t lane = threadIdx.x % 32, each = (E + 31) / 32, begin = min(E, lane * each), end = min(E, begin + each);
     int32_t mine = 0, sum;
+#pragma unroll 4
     for (int32_t e = begin; e < end; ++e) mine += all[e];
     sum = mine;
 #pragma unroll
@@ -402,6 +404,7 @@ struct Tally {
       if (lane >= d) sum += below;
     }
     int32_t at = sum - mine;
+#pragma unroll 4
     for (int32_t e = begin; e < end; ++e) {
       first[e] = at;
       next[e] += at;
@@ -535,13 +538,10 @@ __global__ void __launch_bounds__(32 * kWarpsOf<P>, 1) route_cluster(Rule rule, 
   for (int32_t e = threadIdx.x; e < rule.E; e += blockDim.x) chosen[e] = 0;
   __syncthreads();
   const int32_t mine = blockIdx.x, warp = this_warp(), lane = threadIdx.x % 32, t = mine * rule.range + warp;
-  const int64_t at = static_cast<int64_t>(t) * rule.K;
   const bool live = warp < rule.range && t < rule.T;
-  int32_t expert = 0;
-  if (live) {
-    expert = route_token<X, P>(rule, logits + static_cast<int64_t>(t) * rule.E, out.ids + at, out.weight + at, slot[warp]);
-    if (lane < rule.K) atomicOr(chosen + expert, 1u << warp);
-  }
+  Choice choice{};
+  if (live) choice = route_token<X, P>(rule, logits + static_cast<int64_t>(t) * rule.E, slot[warp]);
+  if (live && lane < rule.K) atomicOr(chosen + choice.expert, 1u << warp);
   cluster_arrive();
   cluster_wait();
   for (int32_t e = threadIdx.x; e < rule.E; e += blockDim.x) {
@@ -555,14 +555,16 @@ __global__ void __launch_bounds__(32 * kWarpsOf<P>, 1) route_cluster(Rule rule, 
     tally.all[e] = all;
     tally.next[e] = before;
   }
-  cluster_arrive();  // no block ends while others read from it
   __syncthreads();
+  cluster_leave();  // this block has read from the others, and ends when they have read from it
   if (warp == 0) tally.scan(rule.E);
   __syncthreads();
   if (mine == 0) tally.write(rule.E, places);
   if (live && lane < rule.K) {
-    const int32_t row = tally.next[expert] + __popc(chosen[expert] & ((1u << warp) - 1u));
-    places.row[at + lane] = row;
+    const int64_t at = static_cast<int64_t>(t) * rule.K + lane;
+    const int32_t row = tally.next[choice.expert] + __popc(chosen[choice.expert] & ((1u << warp) - 1u));
+    out.write(at, choice.expert, choice.value);  // not sooner: the barrier of the cluster waits for what was written
+    places.row[at] = row;
     places.token[row] = t;
   }
   cluster_wait();
