@@ -98,7 +98,7 @@ void route_in_two(const cuda::Rule& rule, bool hopper, const X* logits, const cu
   const auto ranges = static_cast<unsigned>(cut.ranges);
   if (ranges > 0) cuda::choose_experts<X, P><<<ranges, threads_for<P>(cut), 0, stream>>>(cut, logits, out);
   const int32_t* ids = out.ids;
-  const uint16_t* count = out.count;
+  const uint32_t* count = out.count;
   if (!hopper || ranges == 0) {
     cuda::place_rows<<<std::max(1u, ranges), cuda::kPlaceThreads, 0, stream>>>(cut, ids, count, places);
     return;
@@ -112,7 +112,8 @@ void route_in_two(const cuda::Rule& rule, bool hopper, const X* logits, const cu
 }  // namespace
 
 int64_t route_cuda_workspace(int64_t E) {
-  return cuda::packs_of(static_cast<int32_t>(E)) * cuda::kPack * cuda::kRanges * static_cast<int64_t>(sizeof(uint16_t));
+  constexpr int64_t kPackBytes = cuda::kPackWords * sizeof(uint32_t);
+  return cuda::packs_of(static_cast<int32_t>(E)) * cuda::kRanges * kPackBytes;
 }
 
 void route_forward_cuda(const View& logits_TE, const View& bias_E, bool sigmoid, bool norm_topk, double scale,
@@ -137,7 +138,7 @@ void route_forward_cuda(const View& logits_TE, const View& bias_E, bool sigmoid,
   const cuda::Rule rule{static_cast<int32_t>(T), static_cast<int32_t>(E), static_cast<int32_t>(K), sigmoid, norm_topk,
                         static_cast<float>(scale), bias_E.as<float>(), static_cast<int32_t>(groups),
                         static_cast<int32_t>(topk_groups), static_cast<int32_t>(E / groups), 1, 1};
-  const cuda::RouteOutput out{ids_TK.as<int32_t>(), weight_TK.as<float>(), workspace.as<uint16_t>()};
+  const cuda::RouteOutput out{ids_TK.as<int32_t>(), weight_TK.as<float>(), workspace.as<uint32_t>()};
   const cuda::Places places{counts_E.as<int32_t>(), offsets_E1.as<int32_t>(), row_TK.as<int32_t>(),
                             token_R.as<int32_t>()};
   const bool hopper = is_hopper(logits_TE.device);

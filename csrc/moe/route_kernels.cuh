@@ -39,13 +39,13 @@ struct Rule {
   __device__ bool by_score() const { return bias != nullptr || groups > 1; }
 };
 
-constexpr int kPack = 4;  // counts that are read at a time
+constexpr int kPack = 4, kPackWords = 2;  // counts that are read at a time: two to a word
 constexpr int32_t packs_of(int32_t experts) { return (experts + kPack - 1) / kPack; }
 
 struct RouteOutput {
   int32_t* ids;
   float* weight;
-  uint16_t* count;  // [ranges, packs of experts, kPack]: tokens of a range that go to an expert
+  uint32_t* count;  // [ranges, packs of experts, kPackWords]: tokens of a range that go to an expert
 
   __device__ void write(int64_t at, int32_t expert, float w) const {
     ids[at] = expert;
@@ -361,22 +361,25 @@ __device__ inline Choice route_token(const Rule& rule, const X* logits, Choice* 
 
 template <typename X, int P>
 __global__ void __launch_bounds__(32 * kWarpsOf<P>, P < 16 ? 0 : 1) choose_experts(Rule rule, const X* logits, RouteOutput out) {
-  __shared__ int32_t count[kMostExperts];
+  __shared__ uint32_t count[kMostExperts];
   __shared__ Choice slot[kWarpsOf<P>][kMostChoices + 1];
   next_launch_may_start();
-  const int32_t warp = this_warp(), lane = threadIdx.x % 32, experts = packs_of(rule.E) * kPack;
-  for (int32_t e = threadIdx.x; e < experts; e += blockDim.x) count[e] = 0;
+  const int32_t warp = this_warp(), lane = threadIdx.x % 32, packs = packs_of(rule.E);
+  for (int32_t e = threadIdx.x; e < packs * kPack; e += blockDim.x) count[e] = 0;
   __syncthreads();
   const int32_t begin = blockIdx.x * rule.range, end = min(rule.T, begin + rule.range);
   for (int32_t t = begin + warp; t < end; t += blockDim.x / 32) {
     const Choice choice = route_token<X, P>(rule, logits + static_cast<int64_t>(t) * rule.E, slot[warp]);
     if (lane >= rule.K) continue;
     out.write(static_cast<int64_t>(t) * rule.K + lane, choice.expert, choice.value);
-    atomicAdd(count + choice.expert, 1);
+    atomicAdd(count + choice.expert, 1u);
   }
   __syncthreads();
-  for (int32_t e = threadIdx.x; e < experts; e += blockDim.x)
-    out.count[static_cast<int32_t>(blockIdx.x) * experts + e] = static_cast<uint16_t>(count[e]);
+  for (int32_t pack = threadIdx.x; pack < packs; pack += blockDim.x) {
+    const uint32_t* rows = count + pack * kPack;
+    store_pack<uint32_t, kPackWords>(out.count + (static_cast<int32_t>(blockIdx.x) * packs + pack) * kPackWords,
+                                     {rows[0] | rows[1] << 16, rows[2] | rows[3] << 16});
+  }
 }
 
 struct Places {
@@ -420,25 +423,26 @@ struct Tally {
 };
 
 // Adds up the counts of all ranges, and of those before this one: a thread takes a pack of experts and some ranges.
-__device__ inline void add_counts(const Rule& rule, const uint16_t* count, Tally& tally) {
+__device__ inline void add_counts(const Rule& rule, const uint32_t* count, Tally& tally) {
   constexpr int kLoads = 8;  // in flight
   const int32_t packs = packs_of(rule.E), pack = threadIdx.x % packs, parts = blockDim.x / packs;
   const int32_t part = threadIdx.x / packs, mine = blockIdx.x;
   if (part >= min(parts, rule.ranges)) return;
   int32_t all[kPack] = {}, before[kPack] = {};
   for (int32_t first = part; first < rule.ranges; first += kLoads * parts) {
-    Pack<uint16_t, kPack> rows[kLoads] = {};
+    Pack<uint32_t, kPackWords> rows[kLoads] = {};
 #pragma unroll
     for (int n = 0; n < kLoads; ++n) {
       const int32_t range = first + n * parts;
-      if (range < rule.ranges) rows[n] = load_pack<uint16_t, kPack>(count + (range * packs + pack) * kPack);
+      if (range < rule.ranges) rows[n] = load_pack<uint32_t, kPackWords>(count + (range * packs + pack) * kPackWords);
     }
 #pragma unroll
     for (int n = 0; n < kLoads; ++n)
 #pragma unroll
       for (int i = 0; i < kPack; ++i) {
-        all[i] += rows[n].at[i];
-        before[i] += first + n * parts < mine ? rows[n].at[i] : 0;
+        const int32_t each = (rows[n].at[i / 2] >> (16 * (i % 2))) & 0xffffu;
+        all[i] += each;
+        before[i] += first + n * parts < mine ? each : 0;
       }
   }
 #pragma unroll
@@ -497,7 +501,7 @@ __device__ inline void leave_tile(int32_t E, uint32_t* chosen, int32_t* next) {
     }
 }
 
-__global__ void __launch_bounds__(kPlaceThreads, 3) place_rows(Rule rule, const int32_t* ids, const uint16_t* count,
+__global__ void __launch_bounds__(kPlaceThreads, 3) place_rows(Rule rule, const int32_t* ids, const uint32_t* count,
                                                             Places out) {
   __shared__ Tally tally;
   __shared__ uint32_t chosen[kMostExperts * kTileWords];

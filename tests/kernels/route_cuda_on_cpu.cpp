@@ -37,7 +37,7 @@ struct Routed {
 
   template <int P>
   void run() {
-    std::vector<uint16_t> count(packs_of(c.E) * kPack * rule.ranges, 0xffff);
+    std::vector<uint32_t> count(packs_of(c.E) * kPackWords * rule.ranges, ~0u);
     const RouteOutput out{ids.data(), weight.data(), count.data()};
     const Places places{counts.data(), offsets.data(), row.data(), token.data()};
     const unsigned threads = 32 * min(max(c.range, 8), kWarpsOf<P>);
