@@ -87,9 +87,9 @@ __device__ inline void await_launch_before() {
 #endif
 }
 
-// A barrier of the blocks of a cluster, in two halves, of which cluster_leave() is the first where nothing that was written
-// is waited for; and a word of another block's shared memory: where `mine` lies in this one. Before sm_90 a cluster is one
-// block.
+// A barrier of the blocks of a cluster, in two halves; cluster_leave() is the first half where no block waits for what
+// others wrote. And a word of another block's shared memory, at the place of `mine` in this one. Before sm_90 a cluster is
+// one block.
 __device__ inline void cluster_arrive() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.arrive.release;" ::: "memory");

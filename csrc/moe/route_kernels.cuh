@@ -2,8 +2,8 @@
 //
 // 1. choose_experts: each block takes one range of tokens, a warp one token at a time. Lane l holds the keys of experts
 //    l, l + 32, ... in descending order; a round of choice is a warp reduction over the lanes' heads, and the lane that
-//    has the largest moves on to its next. The K-th largest is a threshold: what is not below it is chosen, of its equals
-//    the first. The block leaves how many tokens it gave to each expert.
+//    has the largest moves on to its next. The K-th largest is a threshold: what is not below it is chosen, of its
+//    equals the first. The block leaves how many tokens it gave to each expert.
 // 2. place_rows: each block adds up those counts to find where its rows of each expert begin, and ranks its own tokens
 //    by bits below them in a word of tokens per expert. Atomics only ever add or set bits: no order comes from them.
 // Few tokens take one launch, route_cluster: a warp has one token, and the blocks read each other's words of tokens.
@@ -14,7 +14,7 @@
 namespace seedthink::cuda {
 
 constexpr int kMostWarps = 32;       // of a block
-constexpr int kPlaceThreads = 512;
+constexpr int kPlaceThreads = 512;   // with so few registers that they wait beside the largest block that chooses
 constexpr int kRanges = 128;         // ranges of tokens at most
 constexpr int kMostExperts = 512;    // sixteen to a lane
 constexpr int kMostChoices = 32;     // a lane keeps one
@@ -89,7 +89,8 @@ __device__ inline float exp_unfused(float x) {
 }
 __device__ inline float sigmoid(float x) { return __fdiv_rn(1.f, __fadd_rn(1.f, exp_unfused(-x))); }
 
-// 1 / x rounded once, for x from 1 to 2^100: the device's estimate is corrected by its exact remainder, as __frcp_rn does.
+// 1 / x rounded once, for x from 1 to 2^100: the device's estimate, corrected by its exact remainder. __frcp_rn does the
+// same, and asks before whether x lies between such ends.
 __device__ inline float reciprocal(float x) {
 #ifdef __CUDA_ARCH__
   float estimate;
@@ -153,8 +154,7 @@ struct TwoBest {
   }
 };
 
-// The best groups as bits, from a lane's share in the race: lane g has the two best keys of group g. A group's score is
-// their sum.
+// The best groups as bits. Lane g has the two best keys of group g, whose sum is the group's score.
 __device__ inline unsigned best_groups(const Rule& rule, const TwoBest& best) {
   const float first = value_of(best.first);
   const float score = rule.group_size > 1 ? __fadd_rn(first, value_of(best.second)) : first;
@@ -240,7 +240,8 @@ __device__ inline void softmax_row(float (&x)[P]) {
 template <typename X, int P>
 __device__ inline void read_row(const Rule& rule, const X* logits, float (&value)[P], int32_t (&key)[P]) {
   const int32_t lane = threadIdx.x % 32;
-  const float lowest = value_of(kKeyOfLowest), behind = rule.by_score() && rule.sigmoid ? 0.f : lowest;
+  const float lowest = value_of(kKeyOfLowest);
+  const float behind = rule.by_score() && rule.sigmoid ? 0.f : lowest;  // a plain logit, or one without part in a sum
   float added[P];
 #pragma unroll
   for (int j = 0; j < P; ++j) {
@@ -265,7 +266,7 @@ __device__ inline void order(int32_t& high, int32_t& low) {
   low = min(a, b);
 }
 
-// Descending, by Batcher's network: sorted runs of N become runs of 2 N, by exchanges over the distances N, N / 2, ..., 1.
+// Descending, by Batcher's network: sorted runs of N become runs of 2 N, by exchanges over distances N, N / 2, ..., 1.
 template <int N = 1, int DISTANCE = N, int P>
 __device__ inline void sort(int32_t (&x)[P]) {
   constexpr int kFirst = DISTANCE % N;
@@ -301,7 +302,8 @@ struct alignas(8) Choice {
 
 // Writes the K experts whose keys reach the K-th largest, of its equals the first, in ascending order.
 template <int P>
-__device__ inline void write_choices(int32_t K, int32_t kth, const int32_t (&key)[P], const float (&value)[P], Choice* to) {
+__device__ inline void write_choices(int32_t K, int32_t kth, const int32_t (&key)[P], const float (&value)[P],
+                                     Choice* to) {
   const int32_t lane = threadIdx.x % 32;
   int32_t at = 0;
   const auto write = [&](int j, bool chosen) {
@@ -360,7 +362,8 @@ __device__ inline Choice route_token(const Rule& rule, const X* logits, Choice* 
 }
 
 template <typename X, int P>
-__global__ void __launch_bounds__(32 * kWarpsOf<P>, P < 16 ? 0 : 1) choose_experts(Rule rule, const X* logits, RouteOutput out) {
+__global__ void __launch_bounds__(32 * kWarpsOf<P>, P < 16 ? 0 : 1)
+    choose_experts(Rule rule, const X* logits, RouteOutput out) {
   __shared__ uint32_t count[kMostExperts];
   __shared__ Choice slot[kWarpsOf<P>][kMostChoices + 1];
   next_launch_may_start();
