@@ -315,8 +315,8 @@ __device__ inline void write_choices(int32_t K, int32_t kth, const int32_t (&key
 #pragma unroll
   for (int j = 0; j < P; ++j) write(j, key[j] >= kth);
   if (at == K) return;
-  // More equals than there is place for.
-  int32_t left = K;
+  __syncwarp();
+  int32_t left = K;  // places for equals: there are more of them, and all is written again
 #pragma unroll
   for (int j = 0; j < P; ++j) left -= __popc(__ballot_sync(kWarp, key[j] > kth));
   at = 0;
