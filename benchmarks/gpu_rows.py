@@ -42,7 +42,7 @@ class Made:
         rows += [start | {"impl": name, "peer": True} | row for name, row in timed.items()]
         for row in rows[: len(self.ours)]:
             row["ratios"] = {
-                peer: round(other["us"] / row["us"], 2)
+                peer: round(device_us(other) / device_us(row), 2)
                 for peer, other in (known | timed).items()
                 if "us" in other and "us" in row
             }
@@ -59,7 +59,7 @@ class Made:
         return {"status": "FAIL", "reason": wrong} if wrong else _timed(calls)
 
     def _rates(self, row: dict[str, Any], ceilings: dict[str, float]) -> dict[str, float]:
-        seconds = min(row["us"], row.get("graph_us", row["us"])) / 1e6
+        seconds = device_us(row) / 1e6
         found: dict[str, float] = {}
         if self.bytes:
             found |= {"bytes": self.bytes, "gb_per_s": self.bytes / seconds / 1e9}
@@ -79,6 +79,11 @@ class Case:
     reach: str
     prepare: Callable[[], Made]
     seconds: float = 15.0  # it may take
+
+
+def device_us(row: dict[str, Any]) -> float:
+    """Microseconds without the host's part: of the stream or the graph, whichever is less."""
+    return min(float(row["us"]), float(row.get("graph_us", row["us"])))
 
 
 def _first(result: Any) -> Tensor:

@@ -160,7 +160,7 @@ TABLES: Mapping[str, Callable[[Rows], str]] = {
     "kernels": kernels,
     "gpu": gpu,
 }
-PAGES = ("README.md", "docs/kernels.md")
+PAGES = ("README.md", "docs/kernels.md", "docs/gpu-kernels.md")
 
 
 def made(name: str, results: Path) -> str:
