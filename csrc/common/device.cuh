@@ -110,19 +110,6 @@ __device__ inline void await(const int32_t* flag) {
   __threadfence();
 }
 
-// From sm_90 on, a launch that allows it may start before the one in front of it has ended; it reads what that one wrote
-// only after await_launch_before().
-__device__ inline void next_launch_may_start() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-__device__ inline void await_launch_before() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
 // A barrier of the blocks of a cluster, in two halves; cluster_leave() is the first half where no block waits for what
 // others wrote. And a word of another block's shared memory, at the place of `mine` in this one. Before sm_90 a cluster is
 // one block.

@@ -41,28 +41,6 @@ void with_row(const View& logits, const Launch& launch) {
   sized(logits.as<float>());
 }
 
-// Whether the device has clusters, and launches that start before the one in front of them has ended. Only there does
-// the code for sm_90a run; what runs on later devices does not wait for the launch before it.
-bool is_hopper(int32_t device) {
-  int major = 0;
-  cuda::require(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "route", "no such device");
-  return major == 9;
-}
-
-// A launch with one attribute more than <<< >>> has.
-template <typename... Arguments>
-void launch_with(const cudaLaunchAttribute& attribute, unsigned blocks, unsigned threads, cudaStream_t stream,
-                 void (*kernel)(Arguments...), const Arguments&... arguments) {
-  cudaLaunchConfig_t config{};
-  config.gridDim = blocks;
-  config.blockDim = threads;
-  config.stream = stream;
-  cudaLaunchAttribute attributes[] = {attribute};
-  config.attrs = attributes;
-  config.numAttrs = 1;
-  cuda::require(cudaLaunchKernelEx(&config, kernel, arguments...), "route", "launch failed");
-}
-
 // Cuts rule.T tokens into ranges of `range`.
 cuda::Rule in_ranges(cuda::Rule rule, int64_t range) {
   rule.range = static_cast<int32_t>(range);
@@ -78,35 +56,32 @@ unsigned threads_for(const cuda::Rule& rule) {
 
 // One launch, if there are few tokens and the device has clusters.
 template <typename X, int P>
-bool route_at_once(const cuda::Rule& rule, bool hopper, const X* logits, const cuda::RouteOutput& out,
-                   const cuda::Places& places, cudaStream_t stream) {
-  if (!hopper || rule.T == 0 || rule.T > cuda::kCluster * cuda::kWarpsOf<P>) return false;
+bool route_at_once(const cuda::DeviceCall& call, const cuda::Rule& rule, const X* logits, const cuda::RouteOutput& out,
+                   const cuda::Places& places) {
+  if (!call.hopper() || rule.T == 0 || rule.T > cuda::kCluster * cuda::kWarpsOf<P>) return false;
   const cuda::Rule cut = in_ranges(rule, cuda::blocks_for(rule.T, cuda::kCluster));
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim.x = cuda::kCluster;
   cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-  launch_with(cluster, cuda::kCluster, threads_for<P>(cut), stream, cuda::route_cluster<X, P>, cut, logits, out, places);
+  call.launch_with(cluster, cuda::kCluster, threads_for<P>(cut), cuda::route_cluster<X, P>, cut, logits, out, places);
   return true;
 }
 
 template <typename X, int P>
-void route_in_two(const cuda::Rule& rule, bool hopper, const X* logits, const cuda::RouteOutput& out,
-                  const cuda::Places& places, cudaStream_t stream) {
+void route_in_two(const cuda::DeviceCall& call, const cuda::Rule& rule, const X* logits, const cuda::RouteOutput& out,
+                  const cuda::Places& places) {
   constexpr int64_t kLeast = 8;  // tokens of a range: more ranges have more counts to add up
   const cuda::Rule cut = in_ranges(rule, std::max<int64_t>(kLeast, cuda::blocks_for(rule.T, cuda::kRanges)));
   const auto ranges = static_cast<unsigned>(cut.ranges);
-  if (ranges > 0) cuda::choose_experts<X, P><<<ranges, threads_for<P>(cut), 0, stream>>>(cut, logits, out);
+  if (ranges > 0) cuda::choose_experts<X, P><<<ranges, threads_for<P>(cut), 0, call.stream>>>(cut, logits, out);
   const int32_t* ids = out.ids;
   const uint32_t* count = out.count;
-  if (!hopper || ranges == 0) {
-    cuda::place_rows<<<std::max(1u, ranges), cuda::kPlaceThreads, 0, stream>>>(cut, ids, count, places);
+  if (!call.hopper() || ranges == 0) {
+    cuda::place_rows<<<std::max(1u, ranges), cuda::kPlaceThreads, 0, call.stream>>>(cut, ids, count, places);
     return;
   }
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  launch_with(early, ranges, cuda::kPlaceThreads, stream, cuda::place_rows, cut, ids, count, places);
+  call.launch_with(cuda::early_start(), ranges, cuda::kPlaceThreads, cuda::place_rows, cut, ids, count, places);
 }
 
 }  // namespace
@@ -141,12 +116,11 @@ void route_forward_cuda(const View& logits_TE, const View& bias_E, bool sigmoid,
   const cuda::RouteOutput out{ids_TK.as<int32_t>(), weight_TK.as<float>(), workspace.as<uint32_t>()};
   const cuda::Places places{counts_E.as<int32_t>(), offsets_E1.as<int32_t>(), row_TK.as<int32_t>(),
                             token_R.as<int32_t>()};
-  const bool hopper = is_hopper(logits_TE.device);
   with_row(logits_TE, [&](auto* logits, auto each) {
     using X = std::remove_const_t<std::remove_pointer_t<decltype(logits)>>;
     constexpr int kEach = decltype(each)::value;
-    if (!route_at_once<X, kEach>(rule, hopper, logits, out, places, call.stream))
-      route_in_two<X, kEach>(rule, hopper, logits, out, places, call.stream);
+    if (!route_at_once<X, kEach>(call, rule, logits, out, places))
+      route_in_two<X, kEach>(call, rule, logits, out, places);
   });
   call.launched();
 }
