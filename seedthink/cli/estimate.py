@@ -1,4 +1,4 @@
-"""What --dry-run prints: a model's parameters, and the memory of each rank under the layout that the settings ask for."""
+"""What --dry-run prints: a model's parameters, and the memory of each rank under the layout asked for."""
 
 from __future__ import annotations
 

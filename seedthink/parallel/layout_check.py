@@ -21,7 +21,7 @@ _PROPOSALS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """What a layout cuts. `intermediate_size` is 0 where no layer has a dense MLP, `num_experts` 0 where none has any."""
+    """What a layout cuts. `intermediate_size` is 0 where no layer has a dense MLP, `num_experts` 0 without experts."""
 
     num_heads: int
     num_kv_heads: int
@@ -36,10 +36,16 @@ def chosen(asked: ParallelConfig, ranks: int, sizes: Sizes) -> Layout:
     Errors: ConfigError with every rule that it breaks, and the nearest layouts of as many ranks that break none.
     """
     reasons = broken(asked, ranks, sizes)
-    if not reasons:
-        return _filled(asked, ranks)
+    if reasons:
+        raise ConfigError(f"[parallel] {'; '.join(reasons)}; {proposals(asked, ranks, sizes)}")
+    shard = asked.dp_shard or ranks // (asked.dp_replicate * asked.cp * asked.tp)
+    return Layout(dp_replicate=asked.dp_replicate, dp_shard=shard, cp=asked.cp, tp=asked.tp, ep=asked.ep)
+
+
+def proposals(asked: ParallelConfig, ranks: int, sizes: Sizes) -> str:
+    """The nearest layouts in words, as settings."""
     found = [_as_settings(layout, asked) for layout in nearest(asked, ranks, sizes)[:_PROPOSALS]]
-    raise ConfigError(f"[parallel] {'; '.join(reasons)}; nearest layout of {_ranks(ranks)}: {' or '.join(found)}")
+    return f"nearest layout of {_ranks(ranks)}: {' or '.join(found)}"
 
 
 def broken(asked: ParallelConfig, ranks: int, sizes: Sizes) -> list[str]:
@@ -51,7 +57,7 @@ def nearest(asked: ParallelConfig, ranks: int, sizes: Sizes) -> list[Layout]:
     """Every layout of so many ranks that fits, the nearest first. One always does: all ranks on dp_shard.
 
     The distance of two layouts is the product of the factors by which their axes differ, which ranks them as the sum of
-    the differences of their exponents does, and exactly. Then fewer axes changed, then the smaller sizes, outermost first.
+    the differences of their exponents does, and exactly. Ties go to fewer changed axes, then to smaller outer axes.
     """
     axes = (*AXES, "ep")
     wanted = [Fraction(getattr(asked, axis)) for axis in axes]
@@ -81,11 +87,6 @@ def layouts(ranks: int) -> Iterator[Layout]:
     for replicate, cp, tp, ep in product(divisors, repeat=4):
         if ranks % (replicate * cp * tp) == 0 and (ranks // replicate) % ep == 0:
             yield Layout(dp_replicate=replicate, dp_shard=ranks // (replicate * cp * tp), cp=cp, tp=tp, ep=ep)
-
-
-def _filled(asked: ParallelConfig, ranks: int) -> Layout:
-    shard = asked.dp_shard or ranks // (asked.dp_replicate * asked.cp * asked.tp)
-    return Layout(dp_replicate=asked.dp_replicate, dp_shard=shard, cp=asked.cp, tp=asked.tp, ep=asked.ep)
 
 
 def _as_settings(layout: Layout, asked: ParallelConfig) -> str:

@@ -1,4 +1,4 @@
-"""Which settings fit into the memory of a rank where the chosen ones do not: the nearest, with as few changes as can be.
+"""Which settings fit into the memory of a rank where the chosen ones do not: the nearest ones.
 
 Changes are doublings and halvings: smaller micro-batches (the result is the same), a smaller KV cache (sequences wait
 longer), another layout of as many ranks, or of up to eight times as many.
@@ -13,10 +13,10 @@ from math import log2
 from seedthink.models.config import ModelConfig
 from seedthink.parallel.layout import AXES, Layout
 from seedthink.parallel.layout_check import fits, layouts
-from seedthink.planner.memory import FSDP, Load, in_words, lines, memory, sizes_of, total
+from seedthink.planner.memory import FSDP, Load, in_words, kv_cache, lines, memory, sizes_of, total
 
-_HALVINGS = 6  # of micro-batches and of the KV cache
 _GROWTH = (1, 2, 4, 8)  # ranks, relative to those there are
+_LOAD, _LAYOUT = ("micro_batch_tokens", "kv_memory_mib"), (*AXES, "ep")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +53,14 @@ def nearest_that_fit(
 ) -> list[Choice]:
     """Up to `wanted` choices whose estimate is within `available` bytes a rank, and below the present one's.
 
-    The nearest come first; none goes further than one before it. At like distance micro-batches shrink first, then the KV cache, then the
-    layout changes; more ranks come last.
+    The nearest come first; none goes further than one before it. At like distance micro-batches shrink first, then the
+    KV cache, then the layout changes; more ranks come last.
     """
     found: list[Choice] = []
-    present = total(memory(model, load, layout, fsdp))
-    for choice in sorted(_choices(model, load, layout), key=_order):
+    for choice in sorted(_that_fit(model, load, layout, available, fsdp), key=_order):
         if len(found) == wanted:
             break
-        needs = total(memory(model, choice.load, choice.layout, fsdp))
-        if needs <= available and needs < present and not any(choice.goes_further_than(nearer) for nearer in found):
+        if not any(choice.goes_further_than(nearer) for nearer in found):
             found.append(choice)
     return found
 
@@ -82,32 +80,28 @@ def explain(model: ModelConfig, load: Load, layout: Layout, available: float, sa
     return "\n".join(said)
 
 
-def _order(choice: Choice) -> tuple[float, int, float, tuple[str, ...], tuple[float, ...]]:
+def _order(choice: Choice) -> tuple[float, int, float, tuple[int, ...], tuple[float, ...]]:
     return (
         round(choice.distance, 9),
         choice.layout.size,
-        sum(abs(step) for name, step in choice.steps if name in (*AXES, "ep")),
-        tuple(name for name, _ in choice.steps),
+        sum(abs(step) for name, step in choice.steps if name in _LAYOUT),
+        tuple((*_LOAD, *_LAYOUT).index(name) for name, _ in choice.steps),
         tuple(step for _, step in choice.steps),
     )
 
 
-def _choices(model: ModelConfig, load: Load, layout: Layout) -> Iterator[Choice]:
-    sizes = sizes_of(model)
-    others = [each for growth in _GROWTH for each in layouts(growth * layout.size) if fits(each, sizes)]
-    for other in others:
-        moved = [(axis, log2(getattr(other, axis) / getattr(layout, axis))) for axis in (*AXES, "ep")]
-        for tokens, cache in _smaller(load):
-            steps = [("micro_batch_tokens", -float(tokens)), ("kv_memory_mib", -float(cache)), *moved]
-            smaller = replace(
-                load, micro_batch_tokens=load.micro_batch_tokens >> tokens, kv_memory_mib=load.kv_memory_mib >> cache
-            )
-            yield Choice(smaller, other, tuple((name, step) for name, step in steps if step))
-
-
-def _smaller(load: Load) -> Iterator[tuple[int, int]]:
-    """Halvings of (micro-batch, KV cache) that leave at least one token and one MiB; none where nothing is trained."""
-    for tokens in range(_HALVINGS + 1):
-        for cache in range(_HALVINGS + 1):
-            if (load.micro_batch_tokens >> tokens or not tokens) and load.kv_memory_mib >> cache:
-                yield tokens, cache
+def _that_fit(model: ModelConfig, load: Load, layout: Layout, available: float, fsdp: bool) -> Iterator[Choice]:
+    """For every layout and size of a micro-batch, the largest KV cache that fits."""
+    sizes, present = sizes_of(model), total(memory(model, load, layout, fsdp))
+    for other in (each for growth in _GROWTH for each in layouts(growth * layout.size) if fits(each, sizes)):
+        moved = [(axis, log2(getattr(other, axis) / getattr(layout, axis))) for axis in _LAYOUT]
+        for tokens in range(max(1, load.micro_batch_tokens.bit_length())):
+            smaller = replace(load, micro_batch_tokens=load.micro_batch_tokens >> tokens)
+            others = total(memory(model, smaller, other, fsdp)) - kv_cache(model, load, other, load.kv_memory_mib)
+            for cache in range(load.kv_memory_mib.bit_length()):
+                needs = others + kv_cache(model, load, other, load.kv_memory_mib >> cache)
+                if needs <= available and needs < present:
+                    steps = [*zip(_LOAD, (-float(tokens), -float(cache)), strict=True), *moved]
+                    found = replace(smaller, kv_memory_mib=load.kv_memory_mib >> cache)
+                    yield Choice(found, other, tuple((name, step) for name, step in steps if step))
+                    break

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from seedthink.models.config import ModelConfig
@@ -88,7 +89,8 @@ def parameters(model: ModelConfig) -> tuple[int, int]:
     return total, total - idle
 
 
-def _parameters(model: ModelConfig) -> dict[str, int]:
+@cache
+def _parameters(model: ModelConfig) -> Mapping[str, int]:
     """Parameters by what cuts them: "whole" by no axis, "matrices" by tp, "kv" by the kv heads, "experts" by ep."""
     width, head = model.hidden_size, model.head_dim
     whole = model.vocab_size * width * (1 if model.tie_word_embeddings else 2) + width
@@ -130,18 +132,18 @@ def memory(model: ModelConfig, load: Load, layout: Layout, fsdp: bool = FSDP) ->
         parts.append(Part("reference policy", held * (_MASTER + load.item)))
     if load.micro_batch_tokens:
         parts.append(Part("activations of a micro-batch", activations(model, load.micro_batch_tokens, layout)))
-    parts.append(Part("KV cache, at most", kv_cache(model, load, layout)))
+    parts.append(Part("KV cache, at most", kv_cache(model, load, layout, load.kv_memory_mib)))
     return [*parts, Part("processes", float(load.beside))]
 
 
-def kv_cache(model: ModelConfig, load: Load, layout: Layout) -> float:
-    """Return the bytes of one rank's KV cache: as set, or what its sequences at their longest could fill of it."""
+def kv_cache(model: ModelConfig, load: Load, layout: Layout, mebibytes: int) -> float:
+    """Return the bytes of one rank's KV cache of a size: that, or what its sequences at their longest could fill."""
     longest = load.sequences * model.max_position_embeddings * kv_bytes_per_token(model, load.item, layout)
-    return float(min(load.kv_memory_mib << 20, longest))
+    return float(min(mebibytes << 20, longest))
 
 
 def kv_bytes_per_token(model: ModelConfig, item: int, layout: Layout) -> int:
-    """Bytes of keys and values that one rank stores of a token: tp and cp share the kv heads out while there are some."""
+    """Bytes of keys and values that one rank stores of a token: tp and cp share the kv heads out."""
     heads = max(1, model.num_kv_heads // layout.plane)
     return 2 * model.num_layers * heads * model.head_dim * item
 
@@ -151,8 +153,15 @@ def activations(model: ModelConfig, tokens: int, layout: Layout) -> float:
 
     A rank keeps its run of the rows, and what is gathered over tp, the inputs of sharded products, of its cp's rows.
     """
+    gathered, kept = _kept_per_token(model)
+    return 4.0 * tokens * (gathered / layout.cp + kept / layout.plane)
+
+
+@cache
+def _kept_per_token(model: ModelConfig) -> tuple[int, int]:
+    """Numbers that autograd keeps for a token: gathered inputs of sharded products, and all others."""
     width, head = model.hidden_size, model.head_dim
-    kept = gathered = 0
+    gathered, kept = 0, 2 * width
     for layer in range(model.num_layers):
         gathered += width + head * model.num_heads  # of the first product and of the last
         kept += 3 * width + head * (2 * model.num_heads + 2 * model.num_kv_heads)
@@ -161,8 +170,7 @@ def activations(model: ModelConfig, tokens: int, layout: Layout) -> float:
         else:
             gathered += width + model.intermediate_size
             kept += 2 * model.intermediate_size - width
-    per_token = gathered / layout.cp + (kept + 2 * width) / layout.plane
-    return 4.0 * tokens * per_token
+    return gathered, kept
 
 
 def total(parts: list[Part]) -> float:

@@ -105,7 +105,7 @@ def test_proposals_fit_are_valid_and_nothing_nearer_fits(model: ModelConfig, lay
             assert not found[1].goes_further_than(found[0])
         nearer = [
             (tokens, cache)
-            for tokens, cache in product(range(7), repeat=2)
+            for tokens, cache in product(range(11), range(7))
             if tokens + cache < found[0].distance
             and total(
                 memory(
