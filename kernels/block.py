@@ -38,7 +38,8 @@ def attention_step(
     norm_D: Tensor,
     eps: float,
     qkv_weight: Tensor,
-    head_norms: tuple[Tensor, Tensor],
+    qkv_bias: Tensor | None,
+    head_norms: tuple[Tensor | None, Tensor | None],
     out_weight: Tensor,
     table: Tensor,
     batch: PagedBatch,
@@ -47,17 +48,17 @@ def attention_step(
 ) -> None:
     """x += out(attend(rope(norm(q)), rope(norm(k)), v)) with q, k, v = qkv(norm(x)); k and v go to the layer's pages.
 
-    qkv_weight float32 [(N + 2n) * H, D]: query, key, value rows; head_norms: float32 [H] of q and of k; out_weight
-    float32 [D, N * H]; table as of `rope_table`; compute as of `linear`. ValueError names the argument that is wrong.
+    qkv_weight float32 [(N + 2n) * H, D]: query, key, value rows; qkv_bias: float32, one per row, or None; head_norms:
+    float32 [H] of q and of k, or both None; out_weight float32 [D, N * H]; table as of `rope_table`; compute as of
+    `linear`. ValueError names the argument that is wrong.
     """
-    q_norm_H, k_norm_H = head_norms
     _C.attention_step(
         x_TD,
         norm_D,
         eps,
         panels_of(qkv_weight, compute),
-        q_norm_H,
-        k_norm_H,
+        qkv_bias,
+        *head_norms,
         table,
         batch.positions_T,
         batch.slots_T,
@@ -67,7 +68,7 @@ def attention_step(
         batch.lengths_B,
         batch.scale,
         panels_of(out_weight, compute),
-        out_weight.shape[1] // q_norm_H.shape[0],
+        out_weight.shape[1] // table.shape[1],
     )
 
 

@@ -67,22 +67,22 @@ int64_t terms(const View& panels) { return panels.size[2] * (panels.dtype == Dty
 
 }  // namespace
 
-void attention_step(const View& x_TD, const View& norm_D, double eps, const View& qkv_panels, const View& q_norm_H,
-                    const View& k_norm_H, const View& table, const View& positions_T, const View& slots_T,
-                    const View& k_pages, const View& v_pages, const View& page_table_BM, const View& cu_q_B1,
-                    const View& lengths_B, double scale, const View& out_panels, int64_t heads) {
+void attention_step(const View& x_TD, const View& norm_D, double eps, const View& qkv_panels, const View& bias_X,
+                    const View& q_norm_H, const View& k_norm_H, const View& table, const View& positions_T,
+                    const View& slots_T, const View& k_pages, const View& v_pages, const View& page_table_BM,
+                    const View& cu_q_B1, const View& lengths_B, double scale, const View& out_panels, int64_t heads) {
   x_TD.check("x", Dtype::f32, {-1, -1});
-  const int64_t T = x_TD.size[0], D = x_TD.size[1], N = heads, n = k_pages.size[1], H = q_norm_H.size[0];
+  const int64_t T = x_TD.size[0], D = x_TD.size[1], N = heads, n = k_pages.size[1], H = table.size[1];
   ST_CHECK(heads >= 1 && H >= 1 && heads <= terms(out_panels) / H, "heads: ", heads, " of width ", H,
            " do not fit out_panels");
   const int64_t wide = (N + 2 * n) * H;
   Buffers buffers(T * (D + 1 + N + n + wide + 2 * N * H + 2 * n * H));
   const View h_TD = buffers.floats({T, D}), rstd_T = buffers.floats({T}), qkv = buffers.floats({T, wide});
   const View q = buffers.floats({T, N, H}), k = buffers.floats({T, n, H}), v = buffers.floats({T, n, H});
-  const View o = buffers.floats({T, N, H}), rstd_TM = buffers.floats({T, N + n});
+  const View o = buffers.floats({T, N, H}), rstd_TM = buffers.floats({T, q_norm_H ? N + n : 0});
   rms_norm_forward(x_TD, norm_D, eps, h_TD, rstd_T);
   linear_forward(h_TD, qkv_panels, qkv);
-  split_heads_forward(qkv, q_norm_H, k_norm_H, eps, table, positions_T, q, k, v, rstd_TM);
+  split_heads_forward(qkv, bias_X, q_norm_H, k_norm_H, eps, table, positions_T, q, k, v, rstd_TM);
   write_pages(k, v, slots_T, k_pages, v_pages);
   attend_paged(q, k_pages, v_pages, page_table_BM, cu_q_B1, lengths_B, scale, o);
   linear_forward(dense(o.pointer, Dtype::f32, {T, N * H}), out_panels, h_TD);

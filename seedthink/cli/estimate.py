@@ -31,7 +31,8 @@ class Part:
 def parameters(config: ModelConfig) -> tuple[int, int]:
     """Return (all parameters, those that one token passes through) of a policy."""
     width, heads, kv, head = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
-    attention = width * head * (2 * heads + 2 * kv) + 2 * head
+    attention = width * head * (2 * heads + 2 * kv)
+    attention += (2 * head if config.qk_norm else 0) + (head * (heads + 2 * kv) if config.qkv_bias else 0)
     embedding = config.vocab_size * width
     total = active = embedding * (1 if config.tie_word_embeddings else 2) + width
     for layer in range(config.num_layers):

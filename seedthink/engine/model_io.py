@@ -13,8 +13,8 @@ import torch
 from seedthink.checkpoint.hf import load_hf, open_hf, save_hf, tokenizer_files
 from seedthink.errors import DataError
 from seedthink.models.config import ModelConfig
+from seedthink.models.decoder import Transformer
 from seedthink.models.names import policy_places, tied_names, value_places
-from seedthink.models.qwen3 import Transformer
 from seedthink.models.value import ValueModel
 
 

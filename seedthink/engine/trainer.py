@@ -26,7 +26,7 @@ from seedthink.engine.rows import Rows
 from seedthink.kernels.finite import not_finite
 from seedthink.kernels.logprob import linear_logprob
 from seedthink.models.context import PackedContext
-from seedthink.models.qwen3 import Transformer
+from seedthink.models.decoder import Transformer
 from seedthink.models.value import ValueModel
 from seedthink.telemetry.metrics import Metric, merge, reduce
 from seedthink.types import Batch, Update

@@ -1,8 +1,9 @@
-"""The parts of a Qwen3 block. Parameters are float32; `compute` is the dtype of the matrix products' operands.
+"""The parts of a decoder block. Parameters are float32; `compute` is the dtype of the matrix products' operands.
 
-Attention: q and k are normalised per head (RMSNorm over the head width) before the half-split rotary embedding; several
-query heads share a key-value head. MLP: down(silu(gate(x)) * up(x)). The sparse MLP sends a token to its k likeliest
-experts and sums them by router weight. Router products are always float32: they are small, and top-k must not flip.
+Attention: q and k are normalised per head (RMSNorm over the head width) where the family does so, then turned by the
+half-split rotary embedding; several query heads share a key-value head. MLP: down(silu(gate(x)) * up(x)). The sparse
+MLP sends a token to its k likeliest experts and sums them by router weight. Router products
+are always float32: they are small, and top-k must not flip.
 Projections that read the same rows are one weight: q, k and v; gate and up.
 """
 
@@ -28,30 +29,34 @@ def empty(*shape: int) -> nn.Parameter:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with normalised queries and keys. Rows of `qkv_weight`: N query, n key, n value heads."""
+    """Grouped-query attention. Rows of `qkv_weight`: N query, n key, n value heads; bias and norms as config says."""
+
+    qkv_bias_X: nn.Parameter | None
+    q_norm_H: nn.Parameter | None
+    k_norm_H: nn.Parameter | None
 
     def __init__(self, config: ModelConfig, layer: int, compute: torch.dtype) -> None:
         super().__init__()
         heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
         self.layer, self.compute, self.eps, self.counts = layer, compute, config.rms_norm_eps, (heads, kv_heads)
         self.qkv_weight = empty((heads + 2 * kv_heads) * width, config.hidden_size)
-        self.q_norm_H, self.k_norm_H = empty(width), empty(width)
+        self.qkv_bias_X = empty((heads + 2 * kv_heads) * width) if config.qkv_bias else None
+        self.q_norm_H, self.k_norm_H = (empty(width) if config.qk_norm else None for _ in range(2))
         self.out_weight = empty(config.hidden_size, heads * width)
 
     def forward(self, x_TD: Tensor, table: Tensor, context: Context) -> Tensor:
         """x_TD -> y_TD; `table` is the rotary table, `context` knows the keys and values of earlier tokens."""
         qkv_TX = linear(x_TD, self.qkv_weight, self.compute)
-        norms = self.q_norm_H, self.k_norm_H
-        q_TNH, k_TnH, v_TnH = split_heads(qkv_TX, *norms, self.eps, table, context.positions_T, *self.counts)
+        norms, places = (self.q_norm_H, self.k_norm_H), (table, context.positions_T)
+        q_TNH, k_TnH, v_TnH = split_heads(qkv_TX, *norms, self.eps, *places, *self.counts, self.qkv_bias_X)
         o_TNH = context.attend(self.layer, q_TNH, k_TnH, v_TnH)
         return linear(o_TNH.view(-1, self.out_weight.shape[1]), self.out_weight, self.compute)
 
     def advance(self, x_TD: Tensor, norm_D: Tensor, table: Tensor, batch: PagedBatch) -> None:
         """x_TD += forward(norm(x_TD)), keys and values in pages; no autograd."""
-        norms, eps = (self.q_norm_H, self.k_norm_H), self.eps
-        attention_step(
-            x_TD, norm_D, eps, self.qkv_weight, norms, self.out_weight, table, batch, self.layer, self.compute
-        )
+        norms = self.q_norm_H, self.k_norm_H
+        weights = self.qkv_weight, self.qkv_bias_X, norms, self.out_weight
+        attention_step(x_TD, norm_D, self.eps, *weights, table, batch, self.layer, self.compute)
 
 
 class DenseMLP(nn.Module):

@@ -42,7 +42,7 @@ def _trunk_places(config: ModelConfig, prefix: str) -> dict[str, Place]:
         places |= _attention_places(config, f"{hf}.self_attn", f"{ours}.attention")
         places[f"{hf}.post_attention_layernorm.weight"] = (f"{ours}.mlp_norm_D", _WHOLE)
         if config.is_sparse(layer):
-            places |= _expert_places(config, f"{hf}.mlp", f"{ours}.mlp")
+            places |= _expert_places(config, hf, f"{ours}.mlp")
         else:
             width = config.intermediate_size
             places[f"{hf}.mlp.gate_proj.weight"] = (f"{ours}.mlp.gate_up_2I_D", (slice(0, width),))
@@ -54,21 +54,23 @@ def _trunk_places(config: ModelConfig, prefix: str) -> dict[str, Place]:
 
 def _attention_places(config: ModelConfig, hf: str, ours: str) -> dict[str, Place]:
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    return {
-        f"{hf}.q_proj.weight": (f"{ours}.qkv_weight", (slice(0, q),)),
-        f"{hf}.k_proj.weight": (f"{ours}.qkv_weight", (slice(q, q + kv),)),
-        f"{hf}.v_proj.weight": (f"{ours}.qkv_weight", (slice(q + kv, q + 2 * kv),)),
-        f"{hf}.q_norm.weight": (f"{ours}.q_norm_H", _WHOLE),
-        f"{hf}.k_norm.weight": (f"{ours}.k_norm_H", _WHOLE),
-        f"{hf}.o_proj.weight": (f"{ours}.out_weight", _WHOLE),
-    }
+    rows = {"q_proj": slice(0, q), "k_proj": slice(q, q + kv), "v_proj": slice(q + kv, q + 2 * kv)}
+    places: dict[str, Place] = {f"{hf}.{name}.weight": (f"{ours}.qkv_weight", (part,)) for name, part in rows.items()}
+    if config.qkv_bias:
+        places |= {f"{hf}.{name}.bias": (f"{ours}.qkv_bias_X", (part,)) for name, part in rows.items()}
+    if config.qk_norm:
+        places |= {f"{hf}.{x}_norm.weight": (f"{ours}.{x}_norm_H", _WHOLE) for x in ("q", "k")}
+    return places | {f"{hf}.o_proj.weight": (f"{ours}.out_weight", _WHOLE)}
 
 
-def _expert_places(config: ModelConfig, hf: str, ours: str) -> dict[str, Place]:
-    width = config.moe_intermediate_size
+def _expert_places(config: ModelConfig, layer: str, ours: str) -> dict[str, Place]:
+    names, width = config.expert_names, config.moe_intermediate_size
+    assert names is not None, "a family with sparse layers names their tensors"
+    hf = f"{layer}.{names.module}"
     places: dict[str, Place] = {f"{hf}.gate.weight": (f"{ours}.router_ED", _WHOLE)}
     for expert in range(config.num_experts):
-        places[f"{hf}.experts.{expert}.gate_proj.weight"] = (f"{ours}.gate_up_E_2I_D", (expert, slice(0, width)))
-        places[f"{hf}.experts.{expert}.up_proj.weight"] = (f"{ours}.gate_up_E_2I_D", (expert, slice(width, 2 * width)))
-        places[f"{hf}.experts.{expert}.down_proj.weight"] = (f"{ours}.down_E_D_I", (expert,))
+        each = f"{hf}.experts.{expert}"
+        places[f"{each}.{names.gate}.weight"] = (f"{ours}.gate_up_E_2I_D", (expert, slice(0, width)))
+        places[f"{each}.{names.up}.weight"] = (f"{ours}.gate_up_E_2I_D", (expert, slice(width, 2 * width)))
+        places[f"{each}.{names.down}.weight"] = (f"{ours}.down_E_D_I", (expert,))
     return places

@@ -2,7 +2,7 @@
 
 Each test generates in another way and compares log-probs with one packed forward of the same weights, and tokens and
 log-probs with the same requests generated one at a time. Models: Qwen3 and Qwen3-MoE (dense and sparse layers mixed),
-random and trained weights, float32 and bfloat16; sizes are no multiples of anything.
+random and trained weights, float32 and bfloat16, and the other families once each; sizes are no multiples of anything.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ import torch
 from seedthink import _C
 from seedthink.engine.generator import TokenGenerator
 from seedthink.kernels.logprob import linear_logprob
+from seedthink.kernels.rope_scaling import Llama3Scaling
 from seedthink.models.config import ModelConfig
 from seedthink.models.context import PackedContext
-from seedthink.models.qwen3 import Transformer
+from seedthink.models.decoder import Transformer
 from seedthink.types import Completion, Request, SamplingParams
 
 MODELS = list(product(("qwen3", "qwen3_moe"), ("float32", "bfloat16"), ("random", "trained")))
+MODELS += [("llama", "float32", "random"), ("qwen2", "bfloat16", "trained"), ("mixtral", "bfloat16", "trained")]
 every_model = pytest.mark.parametrize(("family", "dtype", "weights"), MODELS)
 Done = Mapping[str, Completion]
 
@@ -42,8 +44,12 @@ def config(family: str, **changes: object) -> ModelConfig:
         "max_position_embeddings": 256,
         "tie_word_embeddings": family == "qwen3",
     }
-    if family == "qwen3_moe":
-        sizes |= {"num_experts": 7, "experts_per_token": 3, "moe_intermediate_size": 40, "mlp_only_layers": (1,)}
+    if family in ("qwen3_moe", "mixtral"):
+        sizes |= {"num_experts": 7, "experts_per_token": 3, "moe_intermediate_size": 40}
+        sizes |= {"mlp_only_layers": (1,)} if family == "qwen3_moe" else {"norm_topk_prob": True}
+    if family == "llama":
+        scaling = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+        sizes["rope_scaling"] = Llama3Scaling(factor=4.0, **scaling)  # type: ignore[arg-type]
     return ModelConfig(**(sizes | changes))  # type: ignore[arg-type]
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from seedthink.kernels.rope import reference_rope, rope, rope_table
+from seedthink.kernels.rope_scaling import LinearScaling, Llama3Scaling
 
 
 def test_a_head_of_width_two_turns_by_the_position_in_radians() -> None:
@@ -36,6 +37,21 @@ def test_values_and_gradients_match_float64(width: int) -> None:
     y.backward(grad)
     want.backward(grad.double())
     torch.testing.assert_close(ours.grad.double(), exact.grad, rtol=1e-6, atol=1e-6)
+
+
+def test_linear_scaling_counts_every_position_by_its_share() -> None:
+    plain, stretched = rope_table(9, 4, 100.0), rope_table(36, 4, 100.0, LinearScaling(factor=4.0))
+    assert torch.equal(stretched[::4], plain)
+
+
+def test_llama3_scaling_keeps_short_waves_stretches_long_ones_and_blends_between() -> None:
+    # Frequencies 1, 0.1, 0.01 and 0.001 turn 15.9, 1.59, 0.159 and 0.0159 times within 100 positions.
+    rule = Llama3Scaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=100)
+    plain = torch.tensor([1.0, 0.1, 0.01, 0.001])
+    turns = 100 * 0.1 / (2 * math.pi)
+    ramp = (turns - 1.0) / 3.0
+    want = torch.tensor([1.0, (1 - ramp) * 0.1 / 8 + ramp * 0.1, 0.01 / 8, 0.001 / 8])
+    torch.testing.assert_close(rule.stretch(plain), want, rtol=1e-6, atol=0)
 
 
 def test_scores_depend_on_the_distance_alone() -> None:
