@@ -47,7 +47,17 @@ def test_a_critic_is_a_token_classifier_to_transformers(tmp_path: Path) -> None:
     assert critic_gap(tmp_path, CONFIGS["llama 3.1"]) <= 1e-5
 
 
-@pytest.mark.parametrize("scaling", [None, WAVES | {"original_max_position_embeddings": 8192}])
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        None,
+        {"rope_type": "linear", "factor": 3.0},
+        WAVES | {"original_max_position_embeddings": 8192},
+        {"rope_type": "yarn", "factor": 3.0, "original_max_position_embeddings": 4096},
+        {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, "mscale": 1.0, "mscale_all_dim": 0.7},
+    ],
+    ids=lambda scaling: "plain" if scaling is None else scaling.get("rope_type", "older key"),
+)
 def test_far_positions_have_the_bits_of_transformers_angles(scaling: dict[str, Any] | None) -> None:
     sizes = LLAMA | {"head_dim": 128, "max_position_embeddings": 131072, "rope_theta": 500000.0}
     ours = Transformer(ModelConfig.from_hf(sizes | {"rope_scaling": scaling})).table

@@ -15,10 +15,13 @@ from seedthink.models.config import ModelConfig
 from seedthink.models.decoder import Transformer
 
 QWEN2 = {"model_type": "qwen2", **DENSE}
+YARN = {"rope_type": "yarn", "factor": 4.0, "beta_fast": 8.0, "beta_slow": 0.5}
 CONFIGS: dict[str, dict[str, Any]] = {
     "large": QWEN2 | {"rope_theta": 1000000.0},
     "small, tied": QWEN2 | {"tie_word_embeddings": True, "num_key_value_heads": 1},
     "odd sizes": QWEN2 | {"vocab_size": 101, "hidden_size": 37, "intermediate_size": 53, "head_dim": 32},
+    "yarn": QWEN2 | {"rope_parameters": YARN | {"original_max_position_embeddings": 16, "rope_theta": 500.0}},
+    "yarn, its own amplitude": QWEN2 | {"rope_scaling": YARN | {"attention_factor": 1.3, "truncate": False}},
     "stretched": QWEN2 | {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}},
 }
 every_config = pytest.mark.parametrize("name", CONFIGS)

@@ -7,15 +7,21 @@ into rope_parameters, and reads the older form too, which is why it is the one t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from typing import Any
 
 from seedthink.errors import DataError
-from seedthink.kernels.rope_scaling import LinearScaling, Llama3Scaling, RopeScaling
-from seedthink.models.families.values import integer, number
+from seedthink.kernels.rope_scaling import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
+from seedthink.models.families.values import flag, integer, number
 
 _PLACE = "rope_parameters (or rope_scaling)"
-_KINDS: dict[str, type[RopeScaling] | None] = {"default": None, "linear": LinearScaling, "llama3": Llama3Scaling}
+_ORIGINAL = "original_max_position_embeddings"
+_KINDS: dict[str, type[RopeScaling] | None] = {
+    "default": None,
+    "linear": LinearScaling,
+    "llama3": Llama3Scaling,
+    "yarn": YarnScaling,
+}
 
 
 def read_rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
@@ -38,9 +44,9 @@ def read_rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
             f"config.json: {_PLACE}: {key} = {value!r} is not supported; rope_type {name!r} takes: "
             f"{', '.join(['rope_theta', *known])}"
         )
-    if kind is LinearScaling:
-        return theta, LinearScaling(factor=number(rope, "factor"))
-    return theta, _llama3(rope, config) if kind is Llama3Scaling else None
+    if kind is None:
+        return theta, None
+    return theta, kind(**_arguments(kind, rope, config))
 
 
 def write_rope(scaling: RopeScaling | None) -> dict[str, Any] | None:
@@ -48,19 +54,27 @@ def write_rope(scaling: RopeScaling | None) -> dict[str, Any] | None:
     if scaling is None:
         return None
     name = next(name for name, kind in _KINDS.items() if kind is type(scaling))
-    return {"rope_type": name, **asdict(scaling)}
+    given = {key: value for key, value in asdict(scaling).items() if value is not None}
+    return {"rope_type": name, **given}
 
 
-def _llama3(rope: Mapping[str, Any], config: Mapping[str, Any]) -> Llama3Scaling:
-    key = "original_max_position_embeddings"
-    return Llama3Scaling(
-        factor=number(rope, "factor"),
-        low_freq_factor=number(rope, "low_freq_factor"),
-        high_freq_factor=number(rope, "high_freq_factor"),
-        original_max_position_embeddings=integer(
-            config if config.get(key) is not None else rope, key, integer(config, "max_position_embeddings", 0)
-        ),
-    )
+def _arguments(kind: type[RopeScaling], rope: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `kind` that are there; those without a default must be, but for the original context's length,
+    which transformers looks up beside the rope's keys first, and takes for the whole where it finds none.
+    """
+    found: dict[str, Any] = {}
+    for field in fields(kind):
+        if field.name == _ORIGINAL:
+            found[_ORIGINAL] = integer(
+                config if config.get(_ORIGINAL) is not None else rope,
+                _ORIGINAL,
+                integer(config, "max_position_embeddings"),
+            )
+        elif field.name == "truncate":
+            found["truncate"] = flag({"truncate": True, **rope}, "truncate")
+        elif rope.get(field.name) is not None or field.default is MISSING:
+            found[field.name] = number(rope, field.name)
+    return found
 
 
 def _known() -> str:
