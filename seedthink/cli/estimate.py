@@ -14,6 +14,7 @@ from typing import Any
 
 from seedthink.errors import DataError
 from seedthink.models.config import ModelConfig
+from seedthink.models.sizes import parameters
 
 PROCESS_BYTES = 350 << 20  # Python and torch, once per engine process
 RAY_BYTES = 450 << 20  # Ray's own processes on one machine
@@ -26,26 +27,6 @@ class Part:
 
     name: str
     bytes: float
-
-
-def parameters(config: ModelConfig) -> tuple[int, int]:
-    """Return (all parameters, those that one token passes through) of a policy."""
-    width, heads, kv, head = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
-    attention = width * head * (2 * heads + 2 * kv)
-    attention += (2 * head if config.qk_norm else 0) + (head * (heads + 2 * kv) if config.qkv_bias else 0)
-    embedding = config.vocab_size * width
-    total = active = embedding * (1 if config.tie_word_embeddings else 2) + width
-    for layer in range(config.num_layers):
-        shared = attention + 2 * width
-        if config.is_sparse(layer):
-            expert = 3 * width * config.moe_intermediate_size
-            shared += width * config.num_experts
-            total += shared + config.num_experts * expert
-            active += shared + config.experts_per_token * expert
-        else:
-            total += shared + 3 * width * config.intermediate_size
-            active += shared + 3 * width * config.intermediate_size
-    return total, active
 
 
 def memory(model: ModelConfig, config: Any) -> list[Part]:
@@ -79,7 +60,8 @@ def activations(model: ModelConfig, tokens: int) -> float:
     per_token = 0
     for layer in range(model.num_layers):
         if model.is_sparse(layer):
-            mlp = model.experts_per_token * (width + 3 * model.moe_intermediate_size) + model.num_experts
+            mlp = model.experts_per_token * (width + 3 * model.moe_intermediate_size)
+            mlp += model.num_experts + 3 * model.shared_expert_width
         else:
             mlp = 3 * model.intermediate_size
         per_token += attention + mlp

@@ -7,21 +7,25 @@ defaults of the family's config class in transformers; sizes have none. What set
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from seedthink.errors import ConfigError, DataError
-from seedthink.kernels.rope_scaling import RopeScaling
+from seedthink.kernels.rope_scaling import RopeScaling, YarnScaling
 from seedthink.models.families.family import ExpertNames
 from seedthink.models.families.registry import FAMILIES
 from seedthink.models.families.rope import read_rope, write_rope
 from seedthink.models.families.values import flag, integer, integers, number, token_id
+from seedthink.models.variants import PLAIN_ROUTER, LatentSizes, Router
 
-_REFUSED = {  # in every family: keys that must be absent, null, 0 or false -> what is supported
-    "attention_bias": "false",
-    "attention_dropout": "0",
-    "quantization_config": "none: export the weights in bf16, fp16 or fp32",
+_CONSTANT = {  # in every family: keys of config.json for which one value is computed
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "hidden_act": "silu",
+    "partial_rotary_factor": 1.0,
+    "quantization_config": None,
 }
 
 
@@ -29,8 +33,9 @@ _REFUSED = {  # in every family: keys that must be absent, null, 0 or false -> w
 class ModelConfig:
     """Sizes and switches of a model; `family` is one of families/registry.py, as config.json's model_type spells it.
 
-    `intermediate_size` is the width of dense MLPs, `moe_intermediate_size` that of one expert. A layer is sparse where
-    `is_sparse(layer)` says so. `max_position_embeddings` is the longest sequence in tokens.
+    `intermediate_size` is the width of dense MLPs, `moe_intermediate_size` that of one expert, `shared_expert_width`
+    that of the MLP that all tokens of a sparse layer go through. A layer is sparse where `is_sparse(layer)` says so.
+    `head_dim` is a head's width in attention and its cache, `max_position_embeddings` the longest sequence in tokens.
     Errors: ConfigError names the key and the value that cannot be.
     """
 
@@ -48,6 +53,9 @@ class ModelConfig:
     norm_topk_prob: bool = False
     decoder_sparse_step: int = 1
     mlp_only_layers: tuple[int, ...] = ()
+    router: Router = PLAIN_ROUTER
+    shared_expert_width: int = 0
+    latent: LatentSizes | None = None
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
     rms_norm_eps: float = 1e-6
@@ -80,14 +88,14 @@ class ModelConfig:
             raise ConfigError(f"num_heads = {self.num_heads} must be a multiple of num_kv_heads = {self.num_kv_heads}")
         if self.head_dim % 16 or self.head_dim > 256:
             raise ConfigError(f"head_dim = {self.head_dim} must be a multiple of 16 up to 256 (attention kernels)")
-        fixed = FAMILIES[self.family].fixed if self.expert_names is not None else {"num_experts": 0}
-        for key, value in fixed.items():
+        for key, value in FAMILIES[self.family].fixed.items():
             if getattr(self, key) != value:
                 raise ConfigError(f"{key} = {getattr(self, key)} must be {value} in the family {self.family!r}")
         if self.experts_per_token > self.num_experts:
             raise ConfigError(
                 f"experts_per_token = {self.experts_per_token} is more than num_experts = {self.num_experts}"
             )
+        FAMILIES[self.family].check(self)
 
     @property
     def qk_norm(self) -> bool:
@@ -103,6 +111,19 @@ class ModelConfig:
     def expert_names(self) -> ExpertNames | None:
         """Hugging Face names of the sparse layers' tensors; None in a family without experts."""
         return FAMILIES[self.family].experts
+
+    @property
+    def rope_dim(self) -> int:
+        """The entries of a head that carry its position."""
+        return self.head_dim if self.latent is None else self.latent.turned_dim
+
+    @property
+    def attention_scale(self) -> float:
+        """What q.k is multiplied by."""
+        if self.latent is None:
+            return self.head_dim**-0.5
+        gain = self.rope_scaling.score_gain if isinstance(self.rope_scaling, YarnScaling) else 1.0
+        return float(self.latent.key_dim**-0.5 * gain)
 
     def is_sparse(self, layer: int) -> bool:
         """Whether layer number `layer` (from 0) holds experts."""
@@ -122,31 +143,31 @@ class ModelConfig:
             raise DataError(f"config.json: model_type = {name!r} is not supported; supported: {supported}")
         family = FAMILIES[name]
         config = {**family.defaults, **config}
-        _refuse_unsupported(config, {**_REFUSED, **family.refused})
+        _refuse_unsupported(config, {**_CONSTANT, **family.constant})
         ids = {**config, **{k: v for k, v in (generation or {}).items() if v is not None}}
         heads, hidden = integer(config, "num_attention_heads"), integer(config, "hidden_size")
         theta, scaling = read_rope(config)
+        fields = {
+            "family": name,
+            "vocab_size": integer(config, "vocab_size"),
+            "hidden_size": hidden,
+            "intermediate_size": integer(config, "intermediate_size"),
+            "num_layers": integer(config, "num_hidden_layers"),
+            "num_heads": heads,
+            "num_kv_heads": integer(config, "num_key_value_heads", heads),
+            "head_dim": integer(config, "head_dim", hidden // max(heads, 1)),
+            "rope_theta": theta,
+            "rope_scaling": scaling,
+            "rms_norm_eps": number(config, "rms_norm_eps", 1e-6),
+            "tie_word_embeddings": flag(config, "tie_word_embeddings"),
+            "max_position_embeddings": integer(config, "max_position_embeddings", 32768),
+            "initializer_range": number(config, "initializer_range", 0.02),
+            "eos_token_ids": integers(ids, "eos_token_id"),
+            "bos_token_id": token_id(ids, "bos_token_id"),
+            "pad_token_id": token_id(ids, "pad_token_id"),
+        }
         try:
-            return cls(
-                family=name,
-                vocab_size=integer(config, "vocab_size"),
-                hidden_size=hidden,
-                intermediate_size=integer(config, "intermediate_size"),
-                num_layers=integer(config, "num_hidden_layers"),
-                num_heads=heads,
-                num_kv_heads=integer(config, "num_key_value_heads", heads),
-                head_dim=integer(config, "head_dim", hidden // max(heads, 1)),
-                rope_theta=theta,
-                rope_scaling=scaling,
-                rms_norm_eps=number(config, "rms_norm_eps", 1e-6),
-                tie_word_embeddings=flag(config, "tie_word_embeddings"),
-                max_position_embeddings=integer(config, "max_position_embeddings", 32768),
-                initializer_range=number(config, "initializer_range", 0.02),
-                eos_token_ids=integers(ids, "eos_token_id"),
-                bos_token_id=token_id(ids, "bos_token_id"),
-                pad_token_id=token_id(ids, "pad_token_id"),
-                **{**family.fixed, **family.read_experts(config)},
-            )
+            return cls(**{**fields, **family.fixed, **family.read(config)})
         except ConfigError as error:
             raise DataError(f"config.json: {error}") from error
 
@@ -176,16 +197,18 @@ class ModelConfig:
             "use_cache": True,
             "vocab_size": self.vocab_size,
         }
-        return dict(sorted({**config, **family.constant, **family.write_experts(self)}.items()))
+        return dict(sorted({**config, **family.constant, **family.write(self)}.items()))
 
 
-def _refuse_unsupported(config: Mapping[str, Any], refused: Mapping[str, str]) -> None:
+def _refuse_unsupported(config: Mapping[str, Any], constant: Mapping[str, Any]) -> None:
+    for key, value in constant.items():
+        if config.get(key) not in (None, value):
+            raise DataError(
+                f"config.json: {key} = {config[key]!r} is not supported; supported: {json.dumps(value)}"
+                + (" (export the weights in bf16, fp16 or fp32)" if key == "quantization_config" else "")
+            )
     layer_types = sorted({kind for kind in config.get("layer_types") or () if kind != "full_attention"})
-    found = {key: (config.get(key), supported) for key, supported in refused.items()} | {
-        "layer_types": (layer_types, '"full_attention" in every layer'),
-        "partial_rotary_factor": (config.get("partial_rotary_factor", 1) != 1, "1"),
-        "hidden_act": (None if config.get("hidden_act", "silu") == "silu" else config["hidden_act"], '"silu"'),
-    }
-    for key, (value, supported) in found.items():
-        if value:
-            raise DataError(f"config.json: {key} = {value!r} is not supported; supported: {supported}")
+    if layer_types:
+        raise DataError(
+            f'config.json: layer_types = {layer_types!r} is not supported; supported: "full_attention" in every layer'
+        )

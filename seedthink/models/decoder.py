@@ -21,7 +21,8 @@ from seedthink.kernels.rope import rope_table
 from seedthink.kernels.rope_scaling import RopeScaling
 from seedthink.models.config import ModelConfig
 from seedthink.models.context import Context
-from seedthink.models.layers import Block, empty
+from seedthink.models.layers import Block
+from seedthink.models.parameter import empty
 
 
 @lru_cache(maxsize=8)
@@ -47,7 +48,7 @@ class Transformer(nn.Module):
         self.norm_D = empty(config.hidden_size)
         if with_head and not config.tie_word_embeddings:
             self.unembed_VD = empty(config.vocab_size, config.hidden_size)
-        angles = config.head_dim, config.rope_theta, config.rope_scaling
+        angles = config.rope_dim, config.rope_theta, config.rope_scaling
         table = _shared_table(config.max_position_embeddings, *angles)
         self.register_buffer("table", table, persistent=False)
 

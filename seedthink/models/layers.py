@@ -9,6 +9,8 @@ Projections that read the same rows are one weight: q, k and v; gate and up.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -21,11 +23,8 @@ from seedthink.kernels.norm import add_rms_norm, rms_norm
 from seedthink.kernels.route import route
 from seedthink.models.config import ModelConfig
 from seedthink.models.context import Context
-
-
-def empty(*shape: int) -> nn.Parameter:
-    """A float32 parameter without values yet: loading or `init_weights` fills it."""
-    return nn.Parameter(torch.empty(*shape, dtype=torch.float32))
+from seedthink.models.latent import LatentAttention
+from seedthink.models.parameter import empty
 
 
 class Attention(nn.Module):
@@ -52,21 +51,21 @@ class Attention(nn.Module):
         o_TNH = context.attend(self.layer, q_TNH, k_TnH, v_TnH)
         return linear(o_TNH.view(-1, self.out_weight.shape[1]), self.out_weight, self.compute)
 
-    def advance(self, x_TD: Tensor, norm_D: Tensor, table: Tensor, batch: PagedBatch) -> None:
+    def advance(self, x_TD: Tensor, norm_D: Tensor, eps: float, table: Tensor, batch: PagedBatch) -> None:
         """x_TD += forward(norm(x_TD)), keys and values in pages; no autograd."""
         norms = self.q_norm_H, self.k_norm_H
         weights = self.qkv_weight, self.qkv_bias_X, norms, self.out_weight
-        attention_step(x_TD, norm_D, self.eps, *weights, table, batch, self.layer, self.compute)
+        attention_step(x_TD, norm_D, eps, *weights, table, batch, self.layer, self.compute)
 
 
 class DenseMLP(nn.Module):
     """down(silu(gate(x)) * up(x)); gate rows stand before up rows."""
 
-    def __init__(self, config: ModelConfig, compute: torch.dtype) -> None:
+    def __init__(self, hidden: int, width: int, compute: torch.dtype) -> None:
         super().__init__()
         self.compute = compute
-        self.gate_up_2I_D = empty(2 * config.intermediate_size, config.hidden_size)
-        self.down_D_I = empty(config.hidden_size, config.intermediate_size)
+        self.gate_up_2I_D = empty(2 * width, hidden)
+        self.down_D_I = empty(hidden, width)
 
     def forward(self, x_TD: Tensor, context: Context) -> Tensor:
         """x_TD -> y_TD."""
@@ -78,28 +77,39 @@ class DenseMLP(nn.Module):
 
 
 class SparseMoE(nn.Module):
-    """A mixture of experts: softmax over all experts, top-k, weights renormalised where the model says so."""
+    """A mixture of experts, routed as the config says, and where it says so an MLP that all tokens share."""
+
+    router_bias_E: nn.Parameter | None
+    shared: DenseMLP | None
 
     def __init__(self, config: ModelConfig, layer: int, compute: torch.dtype) -> None:
         super().__init__()
         experts_E, width, hidden = config.num_experts, config.moe_intermediate_size, config.hidden_size
-        self.layer, self.compute = layer, compute
-        self.k, self.norm_topk = config.experts_per_token, config.norm_topk_prob
+        self.layer, self.compute, self.k = layer, compute, config.experts_per_token
+        router = config.router
+        self.rule: dict[str, Any] = {"score": router.score, "scale": router.scale, "norm_topk": config.norm_topk_prob}
+        self.rule |= {"groups": router.groups, "topk_groups": router.topk_groups}
         self.router_ED = empty(experts_E, hidden)
+        self.router_bias_E = empty(experts_E, learns=False) if router.bias else None
         self.gate_up_E_2I_D = empty(experts_E, 2 * width, hidden)
         self.down_E_D_I = empty(experts_E, hidden, width)
+        shared = config.shared_expert_width
+        self.shared = DenseMLP(hidden, shared, compute) if shared else None
 
     def forward(self, x_TD: Tensor, context: Context) -> Tensor:
         """x_TD -> y_TD; the context is told the routing."""
         logits_TE = linear(x_TD, self.router_ED, torch.float32)
-        routing = route(logits_TE, self.k, norm_topk=self.norm_topk)
+        routing = route(logits_TE, self.k, bias_E=self.router_bias_E, **self.rule)
         context.note_routing(self.layer, routing, logits_TE)
-        return experts(x_TD, routing, self.gate_up_E_2I_D, self.down_E_D_I, self.compute)
+        y_TD = experts(x_TD, routing, self.gate_up_E_2I_D, self.down_E_D_I, self.compute)
+        return y_TD if self.shared is None else y_TD + self.shared(x_TD, context)
 
     def advance(self, x_TD: Tensor, norm_D: Tensor, eps: float) -> None:
         """x_TD += forward(norm(x_TD)); no autograd."""
         weights = self.gate_up_E_2I_D, self.down_E_D_I
-        sparse_step(x_TD, norm_D, eps, self.router_ED, self.k, self.norm_topk, *weights, self.compute)
+        shared = None if self.shared is None else (self.shared.gate_up_2I_D, self.shared.down_D_I)
+        router = self.router_ED, self.k
+        sparse_step(x_TD, norm_D, eps, *router, *weights, self.compute, shared, bias_E=self.router_bias_E, **self.rule)
 
 
 class Block(nn.Module):
@@ -109,8 +119,9 @@ class Block(nn.Module):
         super().__init__()
         self.eps = config.rms_norm_eps
         self.attention_norm_D, self.mlp_norm_D = empty(config.hidden_size), empty(config.hidden_size)
-        self.attention = Attention(config, layer, compute)
-        self.mlp = SparseMoE(config, layer, compute) if config.is_sparse(layer) else DenseMLP(config, compute)
+        self.attention = (Attention if config.latent is None else LatentAttention)(config, layer, compute)
+        dense = config.hidden_size, config.intermediate_size, compute
+        self.mlp = SparseMoE(config, layer, compute) if config.is_sparse(layer) else DenseMLP(*dense)
 
     def forward(self, x_TD: Tensor, delta_TD: Tensor | None, table: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """The residual stream comes and goes as (x, what is still to be added to it): adding belongs to the next norm.
@@ -127,5 +138,5 @@ class Block(nn.Module):
 
     def advance(self, x_TD: Tensor, table: Tensor, batch: PagedBatch) -> None:
         """`forward` for generation: x_TD in place, one native call for each half."""
-        self.attention.advance(x_TD, self.attention_norm_D, table, batch)
+        self.attention.advance(x_TD, self.attention_norm_D, self.eps, table, batch)
         self.mlp.advance(x_TD, self.mlp_norm_D, self.eps)

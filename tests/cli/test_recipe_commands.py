@@ -129,6 +129,9 @@ def test_the_parameter_count_is_that_of_the_model() -> None:
 
     changes = [{}, {"tie_word_embeddings": True}, {"decoder_sparse_step": 2}, {"mlp_only_layers": [0, 3]}]
     families = [{"model_type": "llama"}, {"model_type": "qwen2"}, {"model_type": "mixtral", "num_local_experts": 3}]
+    latent = {"model_type": "deepseek_v3", "n_routed_experts": 8, "n_group": 1, "topk_group": 1, "q_lora_rank": 24}
+    latent |= {"num_key_value_heads": MOE["num_attention_heads"], "first_k_dense_replace": 1}
+    families += [latent, latent | {"q_lora_rank": None, "n_shared_experts": 2}]
     for change in changes + families:
         config = ModelConfig.from_hf(MOE | change)
         total, active = estimate.parameters(config)

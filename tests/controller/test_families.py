@@ -19,6 +19,7 @@ from seedthink.engine.model_io import load_model, save_model
 from seedthink.models.config import ModelConfig
 from seedthink.models.decoder import Transformer
 from seedthink.models.families.registry import FAMILIES
+from seedthink.models.variants import LatentSizes, Router
 
 SUM: dict[str, Any] = {"kind": "puzzle", "family": "running_sum", "min_terms": 2, "max_terms": 3}
 EVALUATION: dict[str, Any] = {"data.eval": [SUM], "evaluation.problems": 3, "evaluation.samples": 2}
@@ -32,7 +33,17 @@ RL: dict[str, Any] = EVALUATION | {
     "value_pretraining.max_steps": 1,
     "run.steps": 1,
 }
-CHANGES: dict[str, dict[str, Any]] = {"mixtral": {"norm_topk_prob": True}}
+LATENT = LatentSizes(q_rank=24, kv_rank=24, plain_dim=16, turned_dim=8, value_dim=16)
+CHANGES: dict[str, dict[str, Any]] = {
+    "mixtral": {"norm_topk_prob": True},
+    "deepseek_v3": {
+        "latent": LATENT,
+        "head_dim": LATENT.head_dim,
+        "num_kv_heads": 4,
+        "router": Router(score="sigmoid", scale=2.5, groups=4, topk_groups=2, bias=True),
+        "shared_expert_width": 128,
+    },
+}
 
 
 def config_of(family: str, like: ModelConfig) -> ModelConfig:

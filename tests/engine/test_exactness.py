@@ -23,10 +23,13 @@ from seedthink.kernels.rope_scaling import Llama3Scaling
 from seedthink.models.config import ModelConfig
 from seedthink.models.context import PackedContext
 from seedthink.models.decoder import Transformer
+from seedthink.models.variants import LatentSizes, Router
 from seedthink.types import Completion, Request, SamplingParams
 
 MODELS = list(product(("qwen3", "qwen3_moe"), ("float32", "bfloat16"), ("random", "trained")))
 MODELS += [("llama", "float32", "random"), ("qwen2", "bfloat16", "trained"), ("mixtral", "bfloat16", "trained")]
+MODELS += [("deepseek_v3", "float32", "random"), ("deepseek_v3", "bfloat16", "trained")]
+LATENT = LatentSizes(q_rank=40, kv_rank=24, plain_dim=20, turned_dim=8, value_dim=18)
 every_model = pytest.mark.parametrize(("family", "dtype", "weights"), MODELS)
 Done = Mapping[str, Completion]
 
@@ -47,6 +50,10 @@ def config(family: str, **changes: object) -> ModelConfig:
     if family in ("qwen3_moe", "mixtral"):
         sizes |= {"num_experts": 7, "experts_per_token": 3, "moe_intermediate_size": 40}
         sizes |= {"mlp_only_layers": (1,)} if family == "qwen3_moe" else {"norm_topk_prob": True}
+    if family == "deepseek_v3":
+        sizes |= {"num_kv_heads": 6, "latent": LATENT, "head_dim": LATENT.head_dim, "mlp_only_layers": (0,)}
+        sizes |= {"num_experts": 8, "experts_per_token": 3, "moe_intermediate_size": 40, "shared_expert_width": 40}
+        sizes["router"] = Router(score="sigmoid", scale=2.5, groups=4, topk_groups=2, bias=True)
     if family == "llama":
         scaling = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
         sizes["rope_scaling"] = Llama3Scaling(factor=4.0, **scaling)  # type: ignore[arg-type]
@@ -55,7 +62,7 @@ def config(family: str, **changes: object) -> ModelConfig:
 
 def forward(model: Transformer, sequences: Sequence[np.ndarray]) -> torch.Tensor:
     bounds = torch.tensor([0, *np.cumsum([len(each) for each in sequences])], dtype=torch.int32)
-    context = PackedContext(bounds, model.compute, model.config.head_dim**-0.5)
+    context = PackedContext(bounds, model.compute, model.config.attention_scale)
     tokens_T: torch.Tensor = torch.from_numpy(np.concatenate(sequences).astype(np.int64))
     hidden_TD: torch.Tensor = model(tokens_T, context)
     return hidden_TD
@@ -79,6 +86,9 @@ def model_of(family: str, dtype: str, weights: str) -> Transformer:
     torch.set_num_threads(2)
     model = Transformer(config(family, initializer_range=0.2), getattr(torch, dtype))
     model.init_weights(seed=3)
+    for name, parameter in model.named_parameters():
+        if name.endswith("router_bias_E"):
+            parameter.data.uniform_(-0.2, 0.2, generator=torch.Generator().manual_seed(1))
     if weights == "trained":
         train(model)
     return model

@@ -355,9 +355,15 @@ def experts_backward(d: Draw) -> Call:
 
 def sparse_step(d: Draw) -> Call:
     t, width, hidden, e, half = d.size(most=40), d.size(1, 70), d.size(0, 70), d.size(1, 9), d.flag()
-    router = d.panels(e, width, half=False)
+    router, k = d.panels(e, width, half=False), d.size(1, min(e, 3))
+    grouped = d.random.choice([n for n in (1, 3) if e % n == 0])
+    kept = next(n for n in range(1, grouped + 1) if n * (e // grouped) >= k)
+    rule = [d.f32(e) if d.flag() else None, d.flag(), d.flag(), 1.5, grouped, kept]
     experts = [d.panels(2 * hidden, width, e, half), d.panels(width, hidden, e, half)]
-    return [d.f32(t, width), d.f32(width), 1e-6, router, e, d.size(1, min(e, 3)), d.flag(), *experts, hidden]
+    shared, many = [None, None], d.size(0, 70)
+    if d.flag():
+        shared = [d.panels(2 * many, width, half=half), d.panels(width, many, half=half)]
+    return [d.f32(t, width), d.f32(width), 1e-6, router, e, k, *rule, *experts, hidden, *shared, many]
 
 
 def fp8_codes(d: Draw, *shape: int) -> Tensor:

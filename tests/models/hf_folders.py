@@ -48,6 +48,9 @@ def build(options: dict[str, Any]) -> PreTrainedModel:
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter), alpha=0.3)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.normal_(std=0.3)
     return model
 
 
@@ -61,7 +64,7 @@ def folder(path: Path, options: dict[str, Any], **saving: Any) -> tuple[Path, Pr
 def packed(model: Transformer | ValueModel, *lengths: int) -> PackedContext:
     """Whole sequences of these lengths."""
     cu_seqlens = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0).int()
-    return PackedContext(cu_seqlens, model.compute, model.config.head_dim**-0.5)
+    return PackedContext(cu_seqlens, model.compute, model.config.attention_scale)
 
 
 def gap(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -89,7 +92,8 @@ def gradient_gaps(path: Path, options: dict[str, Any]) -> dict[str, float]:
     gradients = {name: p.grad for name, p in theirs.named_parameters()}
     theirs.save_pretrained(path / "gradients", state_dict=gradients)
     expected = load_file(path / "gradients" / "model.safetensors")
-    found, places = dict(ours.named_parameters()), policy_places(ours.config)
+    found = {name: p for name, p in ours.named_parameters() if p.requires_grad}
+    places = {name: place for name, place in policy_places(ours.config).items() if place[0] in found}
     assert places.keys() == expected.keys()
     return {name: gap(found[ours].grad[index], expected[name]) for name, (ours, index) in places.items()}
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from seedthink.models.variants import PLAIN_ROUTER
+
 if TYPE_CHECKING:
     from seedthink.models.config import ModelConfig
 
@@ -19,6 +21,9 @@ class ExpertNames(NamedTuple):
     down: str
 
 
+PLAIN: dict[str, Any] = {"latent": None, "router": PLAIN_ROUTER, "shared_expert_width": 0}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """One `model_type` of Hugging Face.
@@ -26,10 +31,9 @@ class Family:
     qk_norm: queries and keys are normalised per head. qkv_bias: their projections and the values' have a bias.
     experts: names of the sparse layers' tensors; None where every layer is dense.
     defaults: what transformers takes for keys that a config.json may leave out (of each family its own).
-    refused: keys that are not computed, which must be absent, null, 0 or false -> what is supported instead.
-    constant: keys of config.json that are the same for every model. fixed: fields of ModelConfig that have one value in
-    this family, because its config.json has no key for them. read_experts, write_experts: the keys of the
-    experts, to fields of ModelConfig and back.
+    constant: keys of config.json for which one value is computed: it is written, and others are refused.
+    fixed: fields of ModelConfig that have one value in this family, because its config.json has no key for them.
+    read, write: the family's own keys to fields of ModelConfig and back. check: ConfigError where fields contradict.
     """
 
     architecture: str
@@ -37,8 +41,8 @@ class Family:
     qkv_bias: bool = False
     experts: ExpertNames | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    refused: Mapping[str, str] = field(default_factory=dict)
     constant: Mapping[str, Any] = field(default_factory=dict)
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    read_experts: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda config: {}
-    write_experts: Callable[[ModelConfig], dict[str, Any]] = lambda config: {}
+    fixed: Mapping[str, Any] = field(default_factory=lambda: {**PLAIN, "num_experts": 0})
+    read: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda config: {}
+    write: Callable[[ModelConfig], dict[str, Any]] = lambda config: {}
+    check: Callable[[ModelConfig], None] = lambda config: None

@@ -7,6 +7,5 @@ from seedthink.models.families.family import Family
 DENSE = Family(
     architecture="LlamaForCausalLM",
     defaults={"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2},
-    refused={"mlp_bias": "false"},
     constant={"attention_bias": False, "mlp_bias": False},
 )

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from seedthink.models.families.family import ExpertNames, Family
+from seedthink.models.families.family import PLAIN, ExpertNames, Family
 from seedthink.models.families.values import integer
 
 if TYPE_CHECKING:
     from seedthink.models.config import ModelConfig
 
 
-def _read_experts(config: Mapping[str, Any]) -> dict[str, Any]:
+def _read(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "num_experts": integer(config, "num_local_experts"),
         "experts_per_token": integer(config, "num_experts_per_tok"),
@@ -23,7 +23,7 @@ def _read_experts(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _write_experts(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> dict[str, Any]:
     return {
         "intermediate_size": config.moe_intermediate_size,
         "num_experts_per_tok": config.experts_per_token,
@@ -44,9 +44,8 @@ SPARSE = Family(
         "bos_token_id": 1,
         "eos_token_id": 2,
     },
-    refused={"sliding_window": "null", "router_jitter_noise": "0"},
-    constant={"sliding_window": None},
-    fixed={"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": ()},
-    read_experts=_read_experts,
-    write_experts=_write_experts,
+    constant={"sliding_window": None, "router_jitter_noise": 0.0},
+    fixed={**PLAIN, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": ()},
+    read=_read,
+    write=_write,
 )

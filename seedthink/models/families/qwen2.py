@@ -8,6 +8,5 @@ DENSE = Family(
     architecture="Qwen2ForCausalLM",
     qkv_bias=True,
     defaults={"num_key_value_heads": 32},
-    refused={"use_sliding_window": "false"},
     constant={"use_sliding_window": False},
 )

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from seedthink.models.families.family import ExpertNames, Family
+from seedthink.models.families.family import PLAIN, ExpertNames, Family
 from seedthink.models.families.values import flag, integer, integers
 
 if TYPE_CHECKING:
     from seedthink.models.config import ModelConfig
 
-_REFUSED = {"use_sliding_window": "false"}
 _CONSTANT = {"attention_bias": False, "use_sliding_window": False}
 
 
-def _read_experts(config: Mapping[str, Any]) -> dict[str, Any]:
+def _read(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "num_experts": integer(config, "num_experts" if "num_experts" in config else "num_local_experts"),
         "experts_per_token": integer(config, "num_experts_per_tok"),
@@ -26,7 +25,7 @@ def _read_experts(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _write_experts(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> dict[str, Any]:
     return {
         "decoder_sparse_step": config.decoder_sparse_step,
         "mlp_only_layers": list(config.mlp_only_layers),
@@ -41,15 +40,14 @@ DENSE = Family(
     architecture="Qwen3ForCausalLM",
     qk_norm=True,
     defaults={"head_dim": 128},
-    refused=_REFUSED,
     constant=_CONSTANT,
 )
 SPARSE = Family(
     architecture="Qwen3MoeForCausalLM",
     qk_norm=True,
     experts=ExpertNames("mlp", "gate_proj", "up_proj", "down_proj"),
-    refused=_REFUSED,
     constant=_CONSTANT,
-    read_experts=_read_experts,
-    write_experts=_write_experts,
+    fixed=PLAIN,
+    read=_read,
+    write=_write,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from seedthink.models.families import llama, mixtral, qwen2, qwen3
+from seedthink.models.families import deepseek_v3, llama, mixtral, qwen2, qwen3
 from seedthink.models.families.family import Family
 
 FAMILIES: dict[str, Family] = {
@@ -11,4 +11,5 @@ FAMILIES: dict[str, Family] = {
     "qwen2": qwen2.DENSE,
     "llama": llama.DENSE,
     "mixtral": mixtral.SPARSE,
+    "deepseek_v3": deepseek_v3.SPARSE,
 }
