@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from seedthink.cli.main import main
 from seedthink.config.commands import EvalConfig, RlConfig, SftConfig
 from seedthink.config.loader import load
 from seedthink.controller import quickstart
@@ -78,6 +79,9 @@ def test_a_family_is_taught_trained_evaluated_and_exported(family: str, start: P
     assert summary["status"] == "finished" and summary["logp_gap_max"] == 0.0
     limit = {"generation.max_tokens": 8}
     assert run_eval(settings(EvalConfig, run / "export", EVALUATION | limit))["problems"] == 3
+    assert main(["checkpoint", "export", str(run), str(tmp_path / "again")]) == 0
+    weights = [(path / "model.safetensors").read_bytes() for path in (run / "export", tmp_path / "again")]
+    assert weights[0] == weights[1]
     exported = AutoModelForCausalLM.from_pretrained(run / "export")
     assert exported.config.model_type == family
     with torch.no_grad():
