@@ -7,6 +7,7 @@ export and their shape checks. q, k, v and gate, up are row ranges of one weight
 from __future__ import annotations
 
 from seedthink.models.config import ModelConfig
+from seedthink.models.families.registry import FAMILIES
 
 Place = tuple[str, tuple[int | slice, ...]]
 
@@ -32,6 +33,11 @@ def value_places(config: ModelConfig) -> dict[str, Place]:
 def tied_names(config: ModelConfig) -> dict[str, str]:
     """HF tensors that a folder may hold although the model ties them -> the HF tensor that they must equal."""
     return {"lm_head.weight": "model.embed_tokens.weight"} if config.tie_word_embeddings else {}
+
+
+def left_out(config: ModelConfig) -> tuple[str, ...]:
+    """Beginnings of the names of tensors that a folder may hold and the model does not."""
+    return (f"model.layers.{config.num_layers}.",) if FAMILIES[config.family].further_layers else ()
 
 
 def _trunk_places(config: ModelConfig, prefix: str) -> dict[str, Place]:

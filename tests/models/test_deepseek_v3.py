@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from hf_folders import DENSE, critic_gap, export_gap, folder, gradient_gaps, logits_gap
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from seedthink.engine.model_io import load_model, save_model
 from seedthink.errors import ConfigError, DataError
@@ -58,6 +58,18 @@ def test_the_bias_of_the_choice_travels_and_no_gradient_moves_it(tmp_path: Path)
     assert torch.equal(ours.blocks[2].mlp.router_bias_E, bias_E) and not ours.blocks[2].mlp.router_bias_E.requires_grad
     written = load_file(save_model(ours, tmp_path / "ours") / "model.safetensors")
     assert torch.equal(written["model.layers.2.mlp.gate.e_score_correction_bias"], bias_E)
+
+
+def test_layers_that_predict_further_tokens_are_left_out(tmp_path: Path) -> None:
+    path, _ = folder(tmp_path, V3)
+    before, tensors = load_model(path), load_file(path / "model.safetensors")
+    further = {"model.layers.3.eh_proj.weight": torch.zeros(2), "model.layers.3.mlp.gate.weight": torch.zeros(2)}
+    save_file(tensors | further, path / "model.safetensors")
+    after = load_model(path).state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.state_dict().items())
+    save_file(tensors | {"model.layers.30.eh_proj.weight": torch.zeros(2)}, path / "model.safetensors")
+    with pytest.raises(DataError, match=r"unexpected tensor \(model\.layers\.30"):
+        load_model(path)
 
 
 def test_config_is_read_and_written_back() -> None:

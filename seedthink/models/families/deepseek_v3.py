@@ -116,6 +116,7 @@ SPARSE = Family(
         "topk_method": "noaux_tc",
     },
     fixed={"decoder_sparse_step": 1},
+    further_layers=True,
     read=_read,
     write=_write,
     check=_check,

@@ -33,6 +33,8 @@ class Family:
     defaults: what transformers takes for keys that a config.json may leave out (of each family its own).
     constant: keys of config.json for which one value is computed: it is written, and others are refused.
     fixed: fields of ModelConfig that have one value in this family, because its config.json has no key for them.
+    further_layers: its folders may hold layers after the last one, which predict more than the next token; they are
+    left out.
     read, write: the family's own keys to fields of ModelConfig and back. check: ConfigError where fields contradict.
     """
 
@@ -43,6 +45,7 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     constant: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=lambda: {**PLAIN, "num_experts": 0})
+    further_layers: bool = False
     read: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda config: {}
     write: Callable[[ModelConfig], dict[str, Any]] = lambda config: {}
     check: Callable[[ModelConfig], None] = lambda config: None
