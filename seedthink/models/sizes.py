@@ -1,41 +1,57 @@
-"""How many parameters a model has, from its config alone."""
+"""How many parameters a model has, from its config alone, by what a parallel layout could cut them."""
 
 from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
 
 from seedthink.models.config import ModelConfig
 
 
+def parts(config: ModelConfig) -> Mapping[str, int]:
+    """Parameters by kind: "whole" are cut by nothing, "matrices" by heads or width, "kv" by kv heads, "experts"."""
+    width = config.hidden_size
+    found: Counter[str] = Counter(kv=0, experts=0)
+    found["whole"] = config.vocab_size * width * (1 if config.tie_word_embeddings else 2) + width
+    for layer in range(config.num_layers):
+        found["whole"] += 2 * width
+        found.update(_attention(config) if config.latent is None else _latent_attention(config))
+        if config.is_sparse(layer):
+            found["whole"] += (width + config.router.bias) * config.num_experts
+            found["matrices"] += 3 * width * config.shared_expert_width
+            found["experts"] += config.num_experts * 3 * width * config.moe_intermediate_size
+        else:
+            found["matrices"] += 3 * width * config.intermediate_size
+    return found
+
+
 def parameters(config: ModelConfig) -> tuple[int, int]:
     """Return (all parameters, those that one token passes through) of a policy."""
-    width = config.hidden_size
-    embedding = config.vocab_size * width
-    total = active = embedding * (1 if config.tie_word_embeddings else 2) + width
-    for layer in range(config.num_layers):
-        shared = _attention(config) + 2 * width
-        if config.is_sparse(layer):
-            expert = 3 * width * config.moe_intermediate_size
-            shared += (width + config.router.bias) * config.num_experts + 3 * width * config.shared_expert_width
-            total += shared + config.num_experts * expert
-            active += shared + config.experts_per_token * expert
-        else:
-            total += shared + 3 * width * config.intermediate_size
-            active += shared + 3 * width * config.intermediate_size
-    return total, active
+    found = parts(config)
+    idle = found["experts"] * (config.num_experts - config.experts_per_token) // max(1, config.num_experts)
+    total = sum(found.values())
+    return total, total - idle
 
 
-def _attention(config: ModelConfig) -> int:
-    width, heads, kv, head, latent = (
-        config.hidden_size,
-        config.num_heads,
-        config.num_kv_heads,
-        config.head_dim,
-        config.latent,
-    )
-    if latent is None:
-        rows = head * (heads + 2 * kv)
-        return width * (rows + head * heads) + (2 * head if config.qk_norm else 0) + (rows if config.qkv_bias else 0)
-    queries = heads * latent.key_dim
-    through = width * queries if latent.q_rank is None else latent.q_rank * (width + 1 + queries)
-    unfolded = heads * (latent.plain_dim + latent.value_dim)
-    through += width * (latent.kv_rank + latent.turned_dim) + latent.kv_rank * (1 + unfolded)
-    return through + width * heads * latent.value_dim
+def _attention(config: ModelConfig) -> dict[str, int]:
+    width, head = config.hidden_size, config.head_dim
+    queries, keys_values = head * config.num_heads, 2 * head * config.num_kv_heads
+    inward = width + config.qkv_bias
+    return {
+        "whole": 2 * head if config.qk_norm else 0,
+        "matrices": queries * (inward + width),
+        "kv": keys_values * inward,
+    }
+
+
+def _latent_attention(config: ModelConfig) -> dict[str, int]:
+    width, heads, sizes = config.hidden_size, config.num_heads, config.latent
+    assert sizes is not None, "latent attention has its sizes"
+    whole = width * (sizes.kv_rank + sizes.turned_dim) + sizes.kv_rank
+    per_head = sizes.kv_rank * (sizes.plain_dim + sizes.value_dim) + width * sizes.value_dim
+    if sizes.q_rank is None:
+        per_head += width * sizes.key_dim
+    else:
+        whole += sizes.q_rank * (width + 1)
+        per_head += sizes.q_rank * sizes.key_dim
+    return {"whole": whole, "matrices": heads * per_head}
