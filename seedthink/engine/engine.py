@@ -27,7 +27,7 @@ from seedthink.engine.model_io import load_model, load_value_model
 from seedthink.engine.page_cache import pages_within
 from seedthink.engine.trainer import Loss, Trainer, forward_only, policy_forward, value_forward
 from seedthink.models.config import ModelConfig
-from seedthink.models.qwen3 import Transformer
+from seedthink.models.decoder import Transformer
 from seedthink.models.value import ValueModel
 from seedthink.types import Batch, Completion, Detokenizer, Request, Scored, Update, Valued
 

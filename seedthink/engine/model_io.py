@@ -13,8 +13,8 @@ import torch
 from seedthink.checkpoint.hf import load_hf, open_hf, save_hf, tokenizer_files
 from seedthink.errors import DataError
 from seedthink.models.config import ModelConfig
-from seedthink.models.names import policy_places, tied_names, value_places
-from seedthink.models.qwen3 import Transformer
+from seedthink.models.decoder import Transformer
+from seedthink.models.names import left_out, policy_places, tied_names, value_places
 from seedthink.models.value import ValueModel
 
 
@@ -26,7 +26,7 @@ def load_model(folder: str | Path, compute: torch.dtype = torch.float32) -> Tran
     opened = open_hf(folder)
     config = _config(opened.path, opened.config, opened.generation)
     model = Transformer(config, compute)
-    load_hf(opened, dict(model.named_parameters()), policy_places(config), tied_names(config))
+    load_hf(opened, dict(model.named_parameters()), policy_places(config), tied_names(config), left_out(config))
     return model
 
 

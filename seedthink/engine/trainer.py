@@ -26,7 +26,7 @@ from seedthink.engine.rows import Rows
 from seedthink.kernels.finite import not_finite
 from seedthink.kernels.logprob import linear_logprob
 from seedthink.models.context import PackedContext
-from seedthink.models.qwen3 import Transformer
+from seedthink.models.decoder import Transformer
 from seedthink.models.value import ValueModel
 from seedthink.telemetry.metrics import Metric, merge, reduce
 from seedthink.types import Batch, Update
@@ -58,7 +58,7 @@ def value_forward(model: ValueModel, batch: MicroBatch) -> Outputs:
 
 def context_of(model: Transformer | ValueModel, rows: Rows) -> PackedContext:
     """How a network's rows stand to each other."""
-    return PackedContext(rows.cu_seqlens_S1, model.compute, model.config.head_dim**-0.5, rows.prefix_S)
+    return PackedContext(rows.cu_seqlens_S1, model.compute, model.config.attention_scale, rows.prefix_S)
 
 
 @torch.no_grad()
@@ -167,8 +167,8 @@ class Trainer:
         return config.lr * (config.min_lr_ratio + (1.0 - config.min_lr_ratio) * shape)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Weights and optimizer moments by name, for a checkpoint. Tensors are the live ones, not copies."""
-        state = {f"weight.{name}": p.detach() for name, p in zip(self.names, self.parameters, strict=True)}
+        """All weights and the optimizer's moments by name, for a checkpoint. Tensors are the live ones, not copies."""
+        state = {f"weight.{name}": p.detach() for name, p in self.module.named_parameters()}
         for name, p in zip(self.names, self.parameters, strict=True):
             for key, value in self.optimizer.state.get(p, {}).items():
                 state[f"{key}.{name}"] = value
@@ -178,7 +178,7 @@ class Trainer:
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Restores what `state` returned."""
         with torch.no_grad():
-            for name, p in zip(self.names, self.parameters, strict=True):
+            for name, p in self.module.named_parameters():
                 p.copy_(state[f"weight.{name}"])
         for name, p in zip(self.names, self.parameters, strict=True):
             if f"exp_avg.{name}" in state:
