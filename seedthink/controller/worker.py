@@ -19,7 +19,6 @@ from seedthink.controller.protocol import (
     FIRST,
     ONE_TO_ALL,
     PER_RANK,
-    RANK_ZERO,
     SPLIT,
     Transfer,
     concatenated,
@@ -30,7 +29,9 @@ from seedthink.data.tokenizer import Tokenizer
 from seedthink.engine.engine import Engine, EngineSettings, Losses
 from seedthink.engine.model_io import save_model, save_value_model
 from seedthink.kernels.build import set_threads
+from seedthink.models.qwen3 import Transformer
 from seedthink.models.value import ValueModel
+from seedthink.parallel.layout import Layout
 from seedthink.rl.algorithm import build_policy_loss, build_value_loss
 from seedthink.rl.loss import imitation
 from seedthink.types import Batch, Completion, Request, Scored, Update, Valued
@@ -39,13 +40,14 @@ GATHERED = Transfer(to_all, concatenated)
 PATIENCE = 600.0  # seconds that a rank waits for another in a collective
 
 
-def replicas_at(place: Place) -> Any:
+def mesh_at(place: Place, layout: Layout) -> Any:
     """The ranks that learn together; None where there is one. Loading torch's collectives takes time, so only then."""
     if place.size == 1:
         return None
+    from seedthink.parallel.mesh import Mesh
     from seedthink.parallel.replicas import Replicas
 
-    return Replicas(place.rank, place.size, place.rendezvous, PATIENCE)
+    return Mesh(layout, Replicas(place.rank, place.size, place.rendezvous, PATIENCE))
 
 
 class EngineWorker(Engine):
@@ -60,7 +62,9 @@ class EngineWorker(Engine):
             policy = build_policy_loss(algorithm, max_tokens=settings.rollout.max_tokens)
             losses = Losses(policy, build_value_loss(algorithm))
         tokenizer = Tokenizer.load(settings.model)
-        super().__init__(settings, losses, tokenizer, tokenizer.eos_token_ids, replicas_at(place))
+        self._rank = place.rank
+        mesh = mesh_at(place, Layout(dp_shard=place.size))
+        super().__init__(settings, losses, tokenizer, tokenizer.eos_token_ids, mesh)
 
     @remote(SPLIT)
     def submit(self, requests: Sequence[Request]) -> None:
@@ -97,11 +101,14 @@ class EngineWorker(Engine):
         """Make the learned weights the next version, everywhere."""
         return super().publish()
 
-    @remote(RANK_ZERO)
+    @remote(FIRST)
     def save(self, folder: Path, step: int, extra: Mapping[str, Any], keep: int) -> Path:
-        """Write a checkpoint of this step and prune older ones."""
+        """Write a checkpoint of this step and prune older ones: rank 0, with the parts that the others hold."""
+        state = self.state()
+        if self._rank:
+            return folder
         store = CheckpointStore(folder)
-        path = store.save(step, self.state(), {**extra, "version": self.version})
+        path = store.save(step, state, {**extra, "version": self.version})
         store.prune(keep)
         return path
 
@@ -112,16 +119,21 @@ class EngineWorker(Engine):
         self.load_state(checkpoint.groups, int(checkpoint.extra["version"]))
         return checkpoint.extra
 
-    @remote(RANK_ZERO)
+    @remote(FIRST)
     def export(self, folder: Path, dtype: str = "float32") -> Path:
-        """Write the policy as a Hugging Face folder, tokenizer included."""
-        return save_model(self.policy.module, folder, getattr(torch, dtype), self.settings.model)  # type: ignore[arg-type]
+        """Write the policy as a Hugging Face folder, tokenizer included; rank 0 does."""
+        assert isinstance(self.policy.module, Transformer)
+        weights = self.policy.weights()
+        if self._rank:
+            return folder
+        return save_model(self.policy.module, folder, getattr(torch, dtype), self.settings.model, weights)
 
-    @remote(RANK_ZERO)
+    @remote(FIRST)
     def export_critic(self, folder: Path) -> Path:
-        """Write the critic as a folder that `value_pretraining.critic_path` takes."""
+        """Write the critic as a folder that `value_pretraining.critic_path` takes; rank 0 does."""
         assert self.critic is not None and isinstance(self.critic.module, ValueModel)
-        return save_value_model(self.critic.module, folder)
+        weights = self.critic.weights()
+        return folder if self._rank else save_value_model(self.critic.module, folder, parameters=weights)
 
     @remote(FIRST)
     def parameters(self) -> dict[str, int]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,8 @@ from seedthink.models.cuts import cuts_of
 from seedthink.models.qwen3 import Transformer
 from seedthink.models.sharded_context import sharded
 from seedthink.models.value import ValueModel
+from seedthink.parallel.assembly import Assembly
+from seedthink.parallel.cut import Cut
 from seedthink.parallel.gradients import SharedGradients
 from seedthink.telemetry.metrics import Metric, merge, reduce
 from seedthink.types import Batch, Update
@@ -94,7 +97,7 @@ def _equally_many(batch: Batch, mesh: Mesh | None) -> Iterator[MicroBatch]:
         yield micro
         count += 1
     if mesh is not None and mesh.entangled:
-        (most,) = mesh.world.most([count])
+        (most,) = mesh.meeting.most([count])
         yield from (empty_micro_batch(batch) for _ in range(most - count))
 
 
@@ -121,6 +124,7 @@ class Trainer:
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimizer = AdamW(self.parameters, config)
         self._shared = None if mesh is None else _shared_gradients(module, self.names, mesh)
+        self._assembly = _assembly(module, mesh) if mesh is not None and mesh.entangled else None
 
     def learn(self, batch: Batch, loss: Loss) -> Update:
         """One optimizer step on `batch`. A loss or gradient that is not finite leaves the weights as they are.
@@ -214,23 +218,34 @@ class Trainer:
         return config.lr * (config.min_lr_ratio + (1.0 - config.min_lr_ratio) * shape)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Weights and optimizer moments by name, for a checkpoint. Tensors are the live ones, not copies."""
-        state = {f"weight.{name}": p.detach() for name, p in zip(self.names, self.parameters, strict=True)}
+        """Weights and optimizer moments by name, for a checkpoint. Tensors are the live ones, not copies.
+
+        Where ranks share the module all of them ask: rank 0 gets whole tensors, the others their parts.
+        """
+        state = {f"weight.{name}": weight for name, weight in self.weights().items()}
         for name, p in zip(self.names, self.parameters, strict=True):
             for key, value in self.optimizer.state.get(p, {}).items():
-                state[f"{key}.{name}"] = value
+                state[f"{key}.{name}"] = self._whole(name, value) if value.ndim else value
         state["updates"] = torch.tensor(self.step)
         return state
 
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The weights of `state`, by name."""
+        return {name: self._whole(name, p.detach()) for name, p in zip(self.names, self.parameters, strict=True)}
+
+    def _whole(self, name: str, part: torch.Tensor) -> torch.Tensor:
+        return part if self._assembly is None else self._assembly.whole(name, part)
+
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Restores what `state` returned."""
+        """Restores what `state` returned, wherever: every rank takes its parts of whole tensors."""
+        cuts = _cuts(self.module)
         with torch.no_grad():
             for name, p in zip(self.names, self.parameters, strict=True):
-                p.copy_(state[f"weight.{name}"])
+                p.copy_(cuts[name].of(state[f"weight.{name}"]))
         for name, p in zip(self.names, self.parameters, strict=True):
             if f"exp_avg.{name}" in state:
-                keys = ("step", "exp_avg", "exp_avg_sq")
-                self.optimizer.state[p] = {key: state[f"{key}.{name}"].clone() for key in keys}
+                moments = {key: cuts[name].of(state[f"{key}.{name}"]).clone() for key in ("exp_avg", "exp_avg_sq")}
+                self.optimizer.state[p] = {"step": state[f"step.{name}"].clone(), **moments}
         self.step = int(state["updates"])
 
     def _skip(self, metrics: dict[str, Metric], reason: str) -> Update:
@@ -238,6 +253,15 @@ class Trainer:
         return Update(reduce(metrics), math.nan, skipped=reason)
 
 
+def _cuts(module: Any) -> dict[str, Cut]:
+    """Which rows of each parameter are here."""
+    return cuts_of(module, module.config, module.shards.seat)
+
+
 def _shared_gradients(module: Any, names: list[str], mesh: Mesh) -> SharedGradients:
-    cuts = cuts_of(module, module.config, module.shards.seat)
+    cuts = _cuts(module)
     return SharedGradients(mesh, [cuts[name] for name in names])
+
+
+def _assembly(module: Any, mesh: Mesh) -> Assembly:
+    return Assembly(mesh, partial(cuts_of, module, module.config))

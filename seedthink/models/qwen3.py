@@ -23,6 +23,7 @@ from seedthink.models.config import ModelConfig
 from seedthink.models.context import Context
 from seedthink.models.cuts import cut_of
 from seedthink.models.layers import Block, empty
+from seedthink.models.sharded_context import PagedContext, sharded
 from seedthink.parallel.shards import WHOLE, Shards
 
 
@@ -79,7 +80,14 @@ class Transformer(nn.Module):
 
     @torch.inference_mode()
     def advance(self, tokens_T: Tensor, batch: PagedBatch) -> Tensor:
-        """`forward` for generation on one rank, bit for bit: int64 tokens_T -> hidden_TD, keys and values in pages."""
+        """`forward` for generation, with the same bits: int64 tokens_T -> hidden_TD, keys and values in pages.
+
+        Where ranks share the model each gets all tokens and gives the rows of its run.
+        """
+        if not self.shards.alone:
+            run = self.shards.run(len(tokens_T))
+            hidden_TD: Tensor = self(run.own(tokens_T), sharded(PagedContext(batch), run, self.shards, self.compute))
+            return hidden_TD
         hidden_TD = F.embedding(tokens_T, self.embed_VD)
         for block in self.blocks:
             assert isinstance(block, Block)

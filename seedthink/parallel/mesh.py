@@ -32,6 +32,11 @@ class Mesh:
         """Whether ranks meet within a forward, so that all must make the same ones."""
         return self.plane.size > 1 or self.experts.size > 1
 
+    @property
+    def meeting(self) -> Group:
+        """The ranks that have to make the same forwards: a data index, or all where experts are shared beyond one."""
+        return self.world if self.plane.size % self.experts.size else self.plane
+
     def holders(self, neighbours: int) -> Group:
         """The ranks that hold the same part of a weight that `neighbours` tp ranks in a row share."""
         parts: dict[int, list[int]] = {}

@@ -35,7 +35,7 @@ class Choice:
         return values_R
 
     def share(self, *values_r: Tensor) -> tuple[Tensor, ...]:
-        """Float32 results of this run's wanted rows -> of all wanted rows; differentiable."""
+        """Results of this run's wanted rows -> of all wanted rows; differentiable."""
         return values_r
 
 
@@ -88,8 +88,10 @@ class SharedChoice(Choice):
 
     def share(self, *values_r: Tensor) -> tuple[Tensor, ...]:
         """Every rank's results on every rank; a rank's gradients are those of its own rows."""
-        both_rC = torch.stack(values_r, dim=1)
-        return share_rows(both_rC, self._mine_r, self._place_R, self._most, self._plane).unbind(1)
+        # In one message: float64 holds float32 numbers and token ids alike.
+        both_rC = torch.stack([value_r.double() for value_r in values_r], dim=1)
+        both_RC = share_rows(both_rC, self._mine_r, self._place_R, self._most, self._plane)
+        return tuple(shared.to(value.dtype) for shared, value in zip(both_RC.unbind(1), values_r, strict=True))
 
 
 def _padded(x_U: Tensor, rows: int) -> Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from seedthink.config.sections import OptimizerConfig
+from seedthink.engine.generator import TokenGenerator
 from seedthink.engine.micro_batch import unlabelled_batch
 from seedthink.engine.trainer import Trainer, forward_only, policy_forward, value_forward
 from seedthink.models.config import ModelConfig
@@ -21,7 +22,7 @@ from seedthink.parallel.layout import Layout
 from seedthink.parallel.mesh import Mesh
 from seedthink.parallel.shards import shards_of
 from seedthink.rl.loss import imitation
-from seedthink.types import Batch
+from seedthink.types import Batch, Request, SamplingParams
 
 # name -> (family, compute, what is special about its weights)
 MODELS = {
@@ -65,6 +66,9 @@ def plan(size: int) -> list[tuple[str, str, str]]:
     for layout, plan in LAYOUTS[size].items():
         found += [(layout, model, "scores") for model in (MODELS if size == 2 else FEW)]
         found += [(layout, model, "learnt") for model in (FEW if size == 2 else FEW[:1])]
+        found += [(layout, model, "answers") for model in (MODELS if size == 2 else FEW[:2])]
+        if plan.ep == size or plan.tp == size:
+            found.append((layout, "sparse", "restored"))
         if plan.ep == size:
             found.append((layout, "sparse", "learnt_again"))
     return found
@@ -154,3 +158,49 @@ def learnt(name: str, mesh: Mesh | None) -> dict[str, Any]:
 
 
 learnt_again = learnt
+
+
+def asked(ignore_eos: bool = True) -> list[Request]:
+    """Prompts of many lengths, two of them a group that shares its first page; drawn, greedy and cut."""
+    draw = np.random.default_rng(7)
+    prompts = [draw.integers(0, 67, length).astype(np.int32) for length in (1, 17, 17, 33, 5)]
+    prompts[2] = prompts[1]
+    ways = [{}, {"temperature": 0.7}, {"temperature": 0.7}, {"temperature": 0.0}, {"top_k": 5, "top_p": 0.9}]
+    return [
+        Request(str(n), prompt, SamplingParams(max_tokens=4 + 2 * n, ignore_eos=ignore_eos, **way), 11 + n, group)
+        for n, (prompt, way, group) in enumerate(zip(prompts, ways, ["", "g", "g", "", ""], strict=True))
+    ]
+
+
+def answers(name: str, mesh: Mesh | None) -> dict[str, torch.Tensor]:
+    """Tokens and log-probs of every request of this rank: few pages and small steps, so that work is put off."""
+    generator = TokenGenerator(policy(name, mesh), pages=8, max_batch_tokens=13, mesh=mesh)
+    # All work to the first data index: the others step along without any.
+    if mesh is None or mesh.layout.data_index(mesh.rank) == 0:
+        generator.submit(asked())
+    done = {}
+    while len(done) < len(asked()):
+        found = generator.collect(1.0)
+        done |= {each.id: each for each in found}
+        if mesh is not None and mesh.meeting.most([not generator.idle])[0] == 0:
+            break
+    tokens = {f"tokens {each.id}": torch.from_numpy(each.tokens_T) for each in done.values()}
+    return tokens | {f"logprobs {each.id}": torch.from_numpy(each.logprob_T) for each in done.values()}
+
+
+def restored(name: str, mesh: Mesh | None) -> dict[str, torch.Tensor]:
+    """What rank 0 would save after a step; and the log-probs of a fresh trainer that restores it."""
+    trainer = Trainer(policy(name, mesh), policy_forward, OptimizerConfig(lr=1e-2), STEPS, mesh)
+    trainer.learn(batch(members(mesh)), imitation)
+    saved = {key: value.clone() for key, value in trainer.state().items()}
+    parts = {n: p.detach().clone() for n, p in zip(trainer.names, trainer.parameters, strict=True)}
+    whole = saved if mesh is None else mesh.world.tell(saved)[0]
+    other = Trainer(policy(name, mesh), policy_forward, OptimizerConfig(lr=1e-2), STEPS, mesh)
+    other.load_state(whole)
+    same = all(torch.equal(p, parts[n]) for n, p in zip(other.names, other.parameters, strict=True))
+    assert same and other.step == 1, "a rank has its parts back"
+    assert all(
+        torch.equal(other.optimizer.state[p]["exp_avg"], trainer.optimizer.state[q]["exp_avg"])
+        for p, q in zip(other.parameters, trainer.parameters, strict=True)
+    )
+    return whole
