@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import engine_cases
 import mesh_cases
 import torch
 
@@ -12,6 +15,12 @@ from seedthink.kernels.build import set_threads
 from seedthink.parallel.launch import launched
 from seedthink.parallel.mesh import Mesh
 from seedthink.parallel.replicas import Replicas
+
+
+def case_of(name: str) -> Callable[[str, Mesh], Any]:
+    found: Callable[[str, Mesh], Any] = getattr(mesh_cases, name, None) or getattr(engine_cases, name)
+    return found
+
 
 if __name__ == "__main__":
     rendezvous, folder = sys.argv[1:]
@@ -23,7 +32,7 @@ if __name__ == "__main__":
     found = {}
     meshes = {name: Mesh(layout, replicas) for name, layout in mesh_cases.LAYOUTS[launch.size].items()}
     for layout, model, case in mesh_cases.plan(launch.size):
-        found[layout, model, case] = getattr(mesh_cases, case)(model, meshes[layout])
+        found[layout, model, case] = case_of(case)(model, meshes[layout])
     torch.save(found, Path(folder) / f"{launch.rank}.pt")
     replicas.group.tell("done")
     replicas.close()

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import engine_cases
 import mesh_cases
 import pytest
 import torch
@@ -42,24 +43,69 @@ def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @lru_cache
 def alone(case: str, model: str) -> Any:
     torch.set_num_threads(1)
-    return getattr(mesh_cases, case)(model, None)
+    return (getattr(mesh_cases, case, None) or getattr(engine_cases, case))(model, None)
 
 
 def cases(size: int, wanted: str) -> list[tuple[str, str]]:
     return [(layout, model) for layout, model, case in mesh_cases.plan(size) if case == wanted]
 
 
+def same_bits(found: Found, case: str, apart_from: str = "") -> None:
+    """Everything that some rank found is what one rank finds, and nothing is missing."""
+    for layout, model in cases(len(found), case):
+        expected = {name: values for name, values in alone(case, model).items() if name != apart_from}
+        seen = set()
+        for rank, each in enumerate(found):
+            for name, values in each[layout, model, case].items():
+                assert name == apart_from or torch.equal(values, expected[name]), (layout, model, rank, name)
+                seen.add(name)
+        assert seen - {apart_from} == set(expected)
+
+
 @every_size
 def test_log_probs_and_values_have_the_bits_of_one_rank(size: int, on_ranks: Any) -> None:
+    same_bits(on_ranks(size), "scores")
+
+
+@every_size
+def test_answers_have_the_tokens_and_the_bits_of_one_rank_also_where_ranks_have_no_request(
+    size: int, on_ranks: Any
+) -> None:
+    same_bits(on_ranks(size), "answers")
+
+
+@every_size
+def test_an_engine_draws_scores_and_learns_as_on_one_rank(size: int, on_ranks: Any) -> None:
     found = on_ranks(size)
-    for layout, model in cases(size, "scores"):
-        expected = alone("scores", model)
-        seen = set()
-        for rank in range(size):
-            for name, values in found[rank][layout, model, "scores"].items():
-                assert torch.equal(values, expected[name]), (layout, model, rank, name)
-                seen.add(name)
-        assert seen == set(expected)
+    same_bits(found, "runs", apart_from="losses")
+    for layout, model in cases(size, "runs"):
+        for each in found:
+            assert torch.allclose(each[layout, model, "runs"]["losses"], alone("runs", model)["losses"], rtol=1e-6)
+
+
+@every_size
+def test_a_rank_reads_its_part_of_a_folder(size: int, on_ranks: Any) -> None:
+    for each in on_ranks(size):
+        assert all(each[layout, model, "loaded"]["loaded"].all() for layout, model in cases(size, "loaded"))
+
+
+@every_size
+def test_a_checkpoint_is_whole_and_its_parts_come_back(size: int, on_ranks: Any) -> None:
+    for each in on_ranks(size):
+        for layout, model in cases(size, "restored"):
+            expected, saved = alone("restored", model), each[layout, model, "restored"]
+            assert set(saved) == set(expected)
+            for name, tensor in expected.items():
+                # A first step of AdamW is lr * sign(gradient), and signs of gradients near 0 are noise.
+                assert tensor.shape == saved[name].shape
+                assert torch.allclose(saved[name], tensor, rtol=1e-3, atol=1e-3 if "weight" in name else 1e-7), name
+
+
+@every_size
+def test_numbers_that_are_not_finite_on_one_rank_make_all_skip(size: int, on_ranks: Any) -> None:
+    for layout, model in cases(size, "spoilt"):
+        why = [each[layout, model, "spoilt"] for each in on_ranks(size)]
+        assert len(set(why)) == 1 and why[0] in ("the loss is not finite", "the forward pass is not finite"), why
 
 
 def whole(parts: list[dict[str, torch.Tensor]], layout: str, model: str, size: int) -> dict[str, torch.Tensor]:
