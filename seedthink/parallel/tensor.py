@@ -2,8 +2,9 @@
 
 A rank holds a run of the residual stream's rows. Before a product it gathers all rows (of its cp rank), computes the
 columns that its rows of the weight give, and before the second product it gathers columns; after it, columns are
-exchanged for rows. Nothing is summed over ranks, so no bit depends on how many they are; in exchange the second
-product's operand travels whole, where partial sums would travel whole as well (Megatron-LM, arXiv:1909.08053).
+exchanged for rows. Nothing is summed over ranks, so no bit depends on how many they are. In exchange the second
+product's operand travels whole, N * H or I columns a row in the operands' dtype, where partial sums would be D float32
+columns (Megatron-LM, arXiv:1909.08053; sequence parallel: arXiv:2205.05198).
 """
 
 from __future__ import annotations
