@@ -20,6 +20,7 @@ from torch import Tensor
 
 from seedthink.checkpoint.folder import bytes_of, remove_abandoned, replacing, write_tensors
 from seedthink.errors import DataError
+from seedthink.parallel.cut import Cut, Index
 
 Place = tuple[str, tuple[int | slice, ...]]
 SHARD_BYTES = 4_000_000_000
@@ -77,25 +78,34 @@ def load_hf(
     places: Mapping[str, Place],
     tied: Mapping[str, str] | None = None,
     left_out: tuple[str, ...] = (),
+    cuts: Mapping[str, Cut] | None = None,
 ) -> None:
     """Copies every tensor of `folder` to its place; bf16, fp16 and fp64 are converted to the parameter's dtype.
 
     parameters: our name -> tensor. places: HF name -> (our name, index); parameter[index] is the whole HF tensor.
     tied: HF names that may be there too, and the HF name that each must equal. left_out: beginnings of HF names that
-    may be there and are not read.
+    may be there and are not read. cuts: our name -> the rows of the whole parameter that `parameters` holds; only those
+    are read.
     Errors: DataError names the file and the tensor that is missing, unexpected, of another shape, no float, or (tied)
     not equal; names and shapes are checked before anything is copied.
     """
-    tied = tied or {}
-    targets = {name: parameters[ours][index] for name, (ours, index) in places.items()}
-    _check_names(folder, targets, tied, left_out)
+    tied, cuts = tied or {}, {name: cut for name, cut in (cuts or {}).items() if not cut.whole}
+    shapes = {name: _shape(parameters[ours], cuts.get(ours), index) for name, (ours, index) in places.items()}
+    _check_names(folder, shapes, tied, left_out)
     opened = {file: safe_open(file, framework="pt") for file in sorted(set(folder.files.values()))}
-    for name, target in targets.items():
-        _check_tensor(folder.files[name], opened[folder.files[name]].get_slice(name), name, target)
-    for name, target in targets.items():
-        target.copy_(opened[folder.files[name]].get_tensor(name))
+    for name, shape in shapes.items():
+        _check_tensor(folder.files[name], opened[folder.files[name]].get_slice(name), name, shape)
+    for name, (ours, index) in places.items():
+        stored = opened[folder.files[name]]
+        if ours not in cuts:
+            parameters[ours][index].copy_(stored.get_tensor(name))
+            continue
+        for here, rows in cuts[ours].places(index):
+            parameters[ours][here].copy_(stored.get_slice(name)[rows])
     for name, twin in tied.items():
-        if name in folder.files and not torch.equal(opened[folder.files[name]].get_tensor(name).float(), targets[twin]):
+        ours, index = places[twin]
+        target = parameters[ours][index]
+        if name in folder.files and not torch.equal(opened[folder.files[name]].get_tensor(name).float(), target):
             raise DataError(
                 f"{folder.files[name]}: {name} differs from {twin}, but config.json ties them; "
                 "set tie_word_embeddings to false to load both"
@@ -191,8 +201,18 @@ def _header_names(file: Path) -> list[str]:
         ) from error
 
 
+def _shape(parameter: Tensor, cut: Cut | None, index: Index) -> tuple[int, ...]:
+    """The shape of `index` of the whole parameter."""
+    if cut is None:
+        return tuple(parameter[index].shape)
+    return tuple(torch.empty((cut.rows, *parameter.shape[1:]), device="meta")[index].shape)
+
+
 def _check_names(
-    folder: ModelFolder, targets: Mapping[str, Tensor], tied: Mapping[str, str], left_out: tuple[str, ...]
+    folder: ModelFolder,
+    targets: Mapping[str, tuple[int, ...]],
+    tied: Mapping[str, str],
+    left_out: tuple[str, ...],
 ) -> None:
     missing = targets.keys() - folder.files.keys()
     if missing:
@@ -209,10 +229,10 @@ def _check_names(
         )
 
 
-def _check_tensor(file: Path, header: Any, name: str, target: Tensor) -> None:
+def _check_tensor(file: Path, header: Any, name: str, wanted: tuple[int, ...]) -> None:
     shape, dtype = tuple(header.get_shape()), header.get_dtype()
-    if shape != tuple(target.shape):
-        raise DataError(f"{file}: {name} has shape {shape}, but config.json makes it {tuple(target.shape)}")
+    if shape != wanted:
+        raise DataError(f"{file}: {name} has shape {shape}, but config.json makes it {wanted}")
     if dtype not in _FLOATS:
         raise DataError(f"{file}: {name} has dtype {dtype}; supported: {', '.join(_FLOATS)}")
 

@@ -28,8 +28,8 @@ from seedthink.controller.shortage import explained
 from seedthink.data.tokenizer import Tokenizer
 from seedthink.engine.engine import Engine, EngineSettings, Losses
 from seedthink.engine.model_io import save_model, save_value_model
-from seedthink.errors import ConfigError
 from seedthink.kernels.build import set_threads
+from seedthink.models.decoder import Transformer
 from seedthink.models.value import ValueModel
 from seedthink.rl.algorithm import build_policy_loss, build_value_loss
 from seedthink.rl.loss import imitation
@@ -38,18 +38,14 @@ from seedthink.types import Batch, Completion, Request, Scored, Update, Valued
 PATIENCE = 600.0  # seconds that a rank waits for another in a collective
 
 
-def replicas_at(place: Place) -> Any:
+def mesh_at(place: Place) -> Any:
     """The ranks that learn together; None where there is one. Loading torch's collectives takes time, so only then."""
     if place.size == 1:
         return None
-    if place.layout.plane > 1 or place.layout.ep > 1:
-        raise ConfigError(
-            f"[parallel] {place.layout}: the engine shards no sequence, matrix or expert yet; set cp = 1, "
-            "tp = 1, ep = 1"
-        )
+    from seedthink.parallel.mesh import Mesh
     from seedthink.parallel.replicas import Replicas
 
-    return Replicas(place.rank, place.size, place.rendezvous, PATIENCE)
+    return Mesh(place.layout, Replicas(place.rank, place.size, place.rendezvous, PATIENCE))
 
 
 class EngineWorker(Engine):
@@ -67,7 +63,7 @@ class EngineWorker(Engine):
             losses = Losses(policy, build_value_loss(algorithm))
         tokenizer = Tokenizer.load(settings.model)
         with explained("build", settings, place.layout, self._sampling):
-            super().__init__(settings, losses, tokenizer, tokenizer.eos_token_ids, replicas_at(place))
+            super().__init__(settings, losses, tokenizer, tokenizer.eos_token_ids, mesh_at(place))
 
     @remote(SPLIT)
     def submit(self, requests: Sequence[Request]) -> None:
@@ -108,7 +104,7 @@ class EngineWorker(Engine):
 
     @remote(FIRST)
     def save(self, folder: Path, step: int, extra: Mapping[str, Any], keep: int) -> Path | None:
-        """Write a checkpoint of this step and prune older ones; None where another rank writes."""
+        """Write a checkpoint of this step and prune older ones, parts of all ranks put together; None beside rank 0."""
         state = self.state()
         if self.place.rank:
             return None
@@ -127,17 +123,18 @@ class EngineWorker(Engine):
     @remote(FIRST)
     def export(self, folder: Path, dtype: str = "float32") -> Path | None:
         """Write the policy as a Hugging Face folder, tokenizer included; None where another rank writes."""
+        assert isinstance(self.policy.module, Transformer)
+        weights = self.policy.weights()
         if self.place.rank:
             return None
-        return save_model(self.policy.module, folder, getattr(torch, dtype), self.settings.model)  # type: ignore[arg-type]
+        return save_model(self.policy.module, folder, getattr(torch, dtype), self.settings.model, weights)
 
     @remote(FIRST)
     def export_critic(self, folder: Path) -> Path | None:
         """Write the critic as a folder that `value_pretraining.critic_path` takes; None where another rank writes."""
-        if self.place.rank:
-            return None
         assert self.critic is not None and isinstance(self.critic.module, ValueModel)
-        return save_value_model(self.critic.module, folder)
+        weights = self.critic.weights()
+        return None if self.place.rank else save_value_model(self.critic.module, folder, parameters=weights)
 
     @remote(FIRST)
     def parameters(self) -> dict[str, int]:

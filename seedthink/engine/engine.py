@@ -27,12 +27,14 @@ from seedthink.engine.model_io import load_model, load_value_model
 from seedthink.engine.page_cache import pages_within
 from seedthink.engine.trainer import Loss, Trainer, forward_only, policy_forward, value_forward
 from seedthink.models.config import ModelConfig
+from seedthink.models.cuts import cuts_of
 from seedthink.models.decoder import Transformer
 from seedthink.models.value import ValueModel
+from seedthink.parallel.shards import shards_of
 from seedthink.types import Batch, Completion, Detokenizer, Request, Scored, Update, Valued
 
 if TYPE_CHECKING:
-    from seedthink.parallel.replicas import Replicas
+    from seedthink.parallel.mesh import Mesh
     from seedthink.types import Float32
 
 _EMPTY = np.zeros(0, dtype=np.float32)
@@ -81,29 +83,31 @@ class Engine:
         losses: Losses,
         detokenizer: Detokenizer | None = None,
         stop_tokens: Sequence[int] = (),
-        replicas: Replicas | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
         """`stop_tokens` are the tokenizer's: they end an answer as the model's own do, since texts are taught so.
 
-        `replicas` are the ranks that learn together with this one.
+        `mesh` are the ranks that learn together with this one, holding copies or parts of the same networks.
         """
         self.settings, self.losses = settings, losses
         compute = getattr(torch, settings.dtype)
         temperature = settings.rollout.temperature
-        policy = load_model(settings.model, compute)
-        pages = pages_within(policy.config, compute, settings.rollout.kv_memory_mib, settings.rollout.max_sequences)
+        shards = shards_of(mesh)
+        policy = load_model(settings.model, compute, shards)
+        room = settings.rollout.kv_memory_mib, settings.rollout.max_sequences
+        pages = pages_within(policy.config, compute, *room, shards)
         tuner = step_tuner(settings.tuner, shape_of(policy.config, pages), settings.dtype, log=settings.logs)
         around = tuner.step if tuner is not None else untuned
         forward = partial(policy_forward, temperature=temperature)
         policy_optimizer, critic_optimizer = settings.policy_optimizer, settings.critic_optimizer
-        self.policy = Trainer(policy, forward, policy_optimizer, settings.total_updates, replicas, around)
+        self.policy = Trainer(policy, forward, policy_optimizer, settings.total_updates, mesh, around)
         self.critic: Trainer | None = None
         if settings.critic:
             stored = settings.critic_path
-            critic = load_value_model(stored, compute) if stored else ValueModel.from_policy(policy)
-            self.critic = Trainer(critic, value_forward, critic_optimizer, settings.total_updates, replicas, around)
-        self.reference = load_model(settings.model, compute) if settings.reference else None
-        self.version = 0
+            critic = load_value_model(stored, compute, shards) if stored else ValueModel.from_policy(policy)
+            self.critic = Trainer(critic, value_forward, critic_optimizer, settings.total_updates, mesh, around)
+        self.reference = load_model(settings.model, compute, shards) if settings.reference else None
+        self.version, self._mesh = 0, mesh
         self.generator = TokenGenerator(
             policy,
             pages=pages,
@@ -112,6 +116,7 @@ class Engine:
             detokenizer=detokenizer,
             eos_token_ids=sorted({*policy.config.eos_token_ids, *stop_tokens}),
             around=around,
+            mesh=mesh,
         )
 
     def submit(self, requests: Sequence[Request]) -> None:
@@ -133,11 +138,11 @@ class Engine:
         batch, spans = scoring_batch(scored, self.settings.micro_batch_tokens)
         value_T = proximal_T = reference_T = None
         if self.critic is not None:
-            value_T = forward_only(self.critic.module, self.critic.forward, batch)
+            value_T = forward_only(self.critic.module, self.critic.forward, batch, self._mesh)
         if self.settings.recompute:
-            proximal_T = forward_only(self.policy.module, self.policy.forward, batch)
+            proximal_T = forward_only(self.policy.module, self.policy.forward, batch, self._mesh)
         if self.reference is not None:
-            reference_T = forward_only(self.reference, self.policy.forward, batch)
+            reference_T = forward_only(self.reference, self.policy.forward, batch, self._mesh)
 
         def cut(array_T: Float32 | None, span: slice) -> Float32:
             return _EMPTY if array_T is None else array_T[span]
@@ -173,7 +178,7 @@ class Engine:
         return self.version
 
     def state(self) -> dict[str, Mapping[str, torch.Tensor]]:
-        """Groups of named tensors that a checkpoint keeps."""
+        """Groups of named tensors that a checkpoint keeps: whole on rank 0. Every rank asks, see `Trainer.state`."""
         groups: dict[str, Mapping[str, torch.Tensor]] = {"policy": self.policy.state()}
         if self.critic is not None:
             groups["critic"] = self.critic.state()
@@ -192,8 +197,10 @@ class Engine:
         module = self.policy.module
         assert isinstance(module, Transformer)
         config = module.config
-        total = sum(p.numel() for p in module.parameters())
-        experts = sum(p.numel() for name, p in module.named_parameters() if p.ndim == 3)
+        cuts = cuts_of(module, config, module.shards.seat)
+        sizes = {name: p.numel() // cuts[name].held * cuts[name].rows for name, p in module.named_parameters()}
+        total = sum(sizes.values())
+        experts = sum(sizes[name] for name, p in module.named_parameters() if p.ndim == 3)
         idle = experts * (config.num_experts - config.experts_per_token) // max(1, config.num_experts)
         return {"parameters": total, "active_parameters": total - idle}
 

@@ -3,6 +3,8 @@
 One step: schedule rows, run the model on them, logits of the rows whose next token is unknown, sample, keep or finish.
 A token and its log-prob are a function of the weights, the tokens before it, the request's seed and its own position:
 batch, chunking, preemption and cache hits do not enter. Log-probs come from the row function that training uses.
+The ranks of a data index that share the model are given the same requests and plan the same steps; each computes its
+part and draws the tokens of its rows.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +29,9 @@ from seedthink.kernels.finite import not_finite
 from seedthink.kernels.sampling import sample
 from seedthink.models.decoder import Transformer
 from seedthink.types import Completion, Detokenizer, Finish, Request
+
+if TYPE_CHECKING:
+    from seedthink.parallel.mesh import Mesh
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +55,8 @@ class TokenGenerator:
 
     pages: KV pages of 16 positions. max_batch_tokens: tokens that one step computes. max_sequences: how many run at
     once. eos_token_ids None means the model's own. around: entered for each step, where launch settings are
-    chosen. After the weights change, call `set_version`.
+    chosen. mesh: the ranks that make every step together with this one, if any. After the weights change, call
+    `set_version`.
     """
 
     def __init__(
@@ -63,15 +70,17 @@ class TokenGenerator:
         detokenizer: Detokenizer | None = None,
         eos_token_ids: Sequence[int] | None = None,
         around: Around = untuned,
+        mesh: Mesh | None = None,
     ) -> None:
         for name, value in (("pages", pages), ("max_batch_tokens", max_batch_tokens), ("max_sequences", max_sequences)):
             if value < 1:
                 raise ConfigError(f"{name} = {value}: must be at least 1")
         self.model = model
         self.detokenizer, self._around = detokenizer, around
+        self._peers = mesh.meeting if mesh is not None and mesh.entangled else None
         self.version = 0
         self._settings = (pages, max_batch_tokens, max_sequences, prefix_cache)
-        self._cache = PageCache(model.config, pages, model.compute)
+        self._cache = PageCache(model.config, pages, model.compute, model.shards)
         self._eos_V = np.zeros(model.config.vocab_size, dtype=np.bool_)
         for token in model.config.eos_token_ids if eos_token_ids is None else eos_token_ids:
             if not 0 <= token < model.config.vocab_size:
@@ -133,17 +142,20 @@ class TokenGenerator:
 
     @torch.inference_mode()
     def step(self) -> list[Completion]:
-        """One scheduling step; what finished in it, and what was aborted since the last one. RunError on NaN logits."""
+        """One scheduling step; what finished in it, and what was aborted since the last one. RunError on NaN logits.
+
+        A rank without work takes part while another one of the mesh has some.
+        """
         began = time.perf_counter()
         scheduler = self._scheduler
         plan = scheduler.schedule()
-        if len(plan.slots_B):
+        if self._anywhere(len(plan.slots_B) > 0)[0]:
             tokens_T, batch = self._cache.lay_out(plan, scheduler.table)
             try:
                 with self._around("generate", len(tokens_T), scheduler.pool.used / scheduler.pool.count):
                     hidden_TD = self.model.advance(tokens_T, batch)
                     slots_R, rows_R = self._wanting(plan)
-                    token_R = self._sample(hidden_TD, slots_R, rows_R)
+                    token_R = self._sample(hidden_TD, len(tokens_T), slots_R, rows_R)
             except ValueError as error:
                 if not not_finite(error):
                     raise
@@ -158,11 +170,15 @@ class TokenGenerator:
         return done
 
     def collect(self, timeout: float) -> list[Completion]:
-        """Step until something finished, at most about `timeout` seconds (one step at least)."""
+        """Step until something finished, at most about `timeout` seconds (one step at least).
+
+        Ranks that step together also stop together, as soon as one has reason to.
+        """
         deadline = time.monotonic() + timeout
         while True:
             done = self.step()
-            if done or self.idle or time.monotonic() >= deadline:
+            stop, busy = self._anywhere(bool(done) or time.monotonic() >= deadline, not self.idle)
+            if stop or not busy:
                 return done
 
     def abort(self, ids: Sequence[str]) -> None:
@@ -182,27 +198,34 @@ class TokenGenerator:
         for generation in self._live.values():
             generation.mark(len(generation.logprob_T), version)
 
+    def _anywhere(self, *flags: bool) -> list[bool]:
+        """Each flag, or whether it is set on any rank that this one steps with."""
+        return list(flags) if self._peers is None else [most > 0 for most in self._peers.most(flags)]
+
     def _wanting(self, plan: Plan) -> tuple[Int64, Int64]:
         """Rows (slots) whose next token is unknown after this step, and where in the step their last token stands."""
         table = self._scheduler.table
         wants_B = table.computed_S[plan.slots_B] + plan.count_B == table.length_S[plan.slots_B]
         return plan.slots_B[wants_B], plan.count_B.cumsum()[wants_B] - 1
 
-    def _sample(self, hidden_TD: torch.Tensor, slots_R: Int64, rows_R: Int64) -> Int64:
-        """Draw the next token of each row and append it to the table."""
+    def _sample(self, hidden_TD: torch.Tensor, computed: int, slots_R: Int64, rows_R: Int64) -> Int64:
+        """Draw the next token of each row, of `computed` that the step had, and append it to the table."""
         if not len(slots_R):
             return slots_R
         table = self._scheduler.table
-        if len(rows_R) < len(hidden_TD):
-            hidden_TD = hidden_TD.index_select(0, torch.from_numpy(rows_R))
-        tokens, logprobs = sample(
+        wanted = self.model.shards.run(computed).choose(torch.from_numpy(rows_R))
+        if len(wanted.rows) < len(hidden_TD):
+            hidden_TD = hidden_TD.index_select(0, wanted.rows)
+        own_r = wanted.among(torch.from_numpy(slots_R)).numpy()
+        drawn = sample(
             self.model.logits(hidden_TD),
-            torch.from_numpy(table.temperature_S[slots_R]),
-            torch.from_numpy(table.top_k_S[slots_R]),
-            torch.from_numpy(table.top_p_S[slots_R]),
-            torch.from_numpy(table.seed_S[slots_R]),
-            torch.from_numpy(table.length_S[slots_R]),
+            torch.from_numpy(table.temperature_S[own_r]),
+            torch.from_numpy(table.top_k_S[own_r]),
+            torch.from_numpy(table.top_p_S[own_r]),
+            torch.from_numpy(table.seed_S[own_r]),
+            torch.from_numpy(table.length_S[own_r]),
         )
+        tokens, logprobs = wanted.share(*drawn)
         token_R: Int64 = tokens.numpy()
         table.append(slots_R, token_R, logprobs.numpy())
         return token_R

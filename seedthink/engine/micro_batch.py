@@ -60,6 +60,11 @@ def micro_batches(batch: Batch) -> Iterator[MicroBatch]:
             yield _slice(batch, int(members[0]), int(members[-1]) + 1)
 
 
+def empty_micro_batch(batch: Batch) -> MicroBatch:
+    """No sequence of `batch`: for a rank that takes part in what others compute."""
+    return _slice(batch, 0, 0)
+
+
 def _slice(batch: Batch, first: int, last: int) -> MicroBatch:
     begin, end = int(batch.cu_seqlens[first]), int(batch.cu_seqlens[last])
     arrays = {name: _tensor(getattr(batch, name)[begin:end]) for name in _PER_TOKEN}

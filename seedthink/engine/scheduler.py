@@ -84,7 +84,7 @@ class Scheduler:
 
     def remove(self, gone: Iterable[Generation]) -> None:
         """Take generations out, finished or given up, wherever they are; their tokens are current afterwards."""
-        leaving = set(gone)
+        leaving = dict.fromkeys(gone)  # in order, so that ranks that schedule the same work free the same pages
         if any(each.slot < 0 for each in leaving):
             self.waiting = deque(each for each in self.waiting if each not in leaving)
             for group, members in self.followers.items():

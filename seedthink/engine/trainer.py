@@ -4,14 +4,16 @@
     clip; step (skipped where the gradient is not finite)
 
 The loss divides by global counts that the batch carries, so that the gradient does not depend on how the batch is cut;
-the gradients of data-parallel ranks are therefore added up, and never averaged.
+the gradients of data-parallel ranks are therefore added up, and never averaged. Ranks that share the module meet within
+each micro-batch, so all of them go through the same number of them, and none leaves early.
 The trainer knows neither rewards nor algorithms: the loss arrives as a callable.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,18 +23,24 @@ from seedthink.autotune.steps import Around, untuned
 from seedthink.config.sections import OptimizerConfig
 from seedthink.engine.adamw import AdamW
 from seedthink.engine.diverged import diverged
-from seedthink.engine.micro_batch import MicroBatch, micro_batches
+from seedthink.engine.micro_batch import MicroBatch, empty_micro_batch, micro_batches
 from seedthink.engine.rows import Rows
 from seedthink.kernels.finite import not_finite
 from seedthink.kernels.logprob import linear_logprob
-from seedthink.models.context import PackedContext
+from seedthink.models.context import Context, PackedContext
+from seedthink.models.cuts import cuts_of
 from seedthink.models.decoder import Transformer
+from seedthink.models.sharded_context import sharded
 from seedthink.models.value import ValueModel
+from seedthink.parallel.assembly import Assembly
+from seedthink.parallel.cut import Cut
+from seedthink.parallel.gradients import SharedGradients
 from seedthink.telemetry.metrics import Metric, merge, reduce
 from seedthink.types import Batch, Update
 
 if TYPE_CHECKING:
-    from seedthink.parallel.replicas import Replicas
+    from seedthink.parallel.mesh import Mesh
+    from seedthink.parallel.runs import EveryRow, Run
 
 Outputs = tuple[torch.Tensor, ...]
 Forward = Callable[[Any, MicroBatch], Outputs]
@@ -42,30 +50,39 @@ Loss = Callable[..., tuple[torch.Tensor, Mapping[str, Metric]]]
 def policy_forward(model: Transformer, batch: MicroBatch, temperature: float = 1.0) -> Outputs:
     """(logprob_T, entropy_T) of the predicted tokens, zeros elsewhere."""
     rows = batch.rows()
-    hidden_UD = model(rows.tokens_U, context_of(model, rows))
-    rows_RD = hidden_UD.index_select(0, rows.source_R)
-    targets_R = batch.tokens_T.index_select(0, batch.predicted_R)
-    logprob_R, entropy_R = linear_logprob(rows_RD, model.head_VD, targets_R, temperature, model.compute)
+    run = model.shards.run(len(rows.tokens_U))
+    hidden_UD = model(run.own(rows.tokens_U), context_of(model, rows, run))
+    wanted = run.choose(rows.source_R)
+    rows_RD = hidden_UD.index_select(0, wanted.rows)
+    targets_R = wanted.among(batch.tokens_T.index_select(0, batch.predicted_R))
+    found = linear_logprob(rows_RD, model.head_VD, targets_R, temperature, model.compute)
+    logprob_R, entropy_R = wanted.share(*found)
     return batch.scatter(logprob_R), batch.scatter(entropy_R)
 
 
 def value_forward(model: ValueModel, batch: MicroBatch) -> Outputs:
     """(value_T,): the critic's value of the state before each predicted token, zeros elsewhere."""
     rows = batch.rows()
-    value_U = model(rows.tokens_U, context_of(model, rows))
-    return (batch.scatter(value_U.index_select(0, rows.source_R)),)
+    run = model.shards.run(len(rows.tokens_U))
+    value_U = model(run.own(rows.tokens_U), context_of(model, rows, run))
+    wanted = run.choose(rows.source_R)
+    (value_R,) = wanted.share(value_U.index_select(0, wanted.rows))
+    return (batch.scatter(value_R),)
 
 
-def context_of(model: Transformer | ValueModel, rows: Rows) -> PackedContext:
-    """How a network's rows stand to each other."""
-    return PackedContext(rows.cu_seqlens_S1, model.compute, model.config.attention_scale, rows.prefix_S)
+def context_of(model: Transformer | ValueModel, rows: Rows, run: EveryRow | Run) -> Context:
+    """How a network's rows stand to each other, and which of them are here."""
+    context = PackedContext(rows.cu_seqlens_S1, model.compute, model.config.attention_scale, rows.prefix_S)
+    return sharded(context, run, model.shards, model.compute)
 
 
 @torch.no_grad()
-def forward_only(module: torch.nn.Module, forward: Forward, batch: Batch) -> np.ndarray:
+def forward_only(module: torch.nn.Module, forward: Forward, batch: Batch, mesh: Mesh | None = None) -> np.ndarray:
     """The forward's first output over the whole batch, float32 [T], without gradients. RunError where it diverged."""
     try:
-        outputs = [forward(module, micro)[0].numpy() for micro in micro_batches(batch)]
+        outputs = [forward(module, micro)[0].numpy() for micro in _equally_many(batch, mesh)]
+        if mesh is not None and mesh.entangled and not all(np.isfinite(output).all() for output in outputs):
+            raise diverged(ValueError("an output holds NaN or infinity"))
     except ValueError as error:
         if not not_finite(error):
             raise
@@ -73,10 +90,21 @@ def forward_only(module: torch.nn.Module, forward: Forward, batch: Batch) -> np.
     return np.concatenate(outputs) if outputs else np.zeros(0, np.float32)
 
 
+def _equally_many(batch: Batch, mesh: Mesh | None) -> Iterator[MicroBatch]:
+    """The batch's micro-batches; where ranks meet in them, empty ones up to the number of the rank that has most."""
+    count = 0
+    for micro in micro_batches(batch):
+        yield micro
+        count += 1
+    if mesh is not None and mesh.entangled:
+        (most,) = mesh.meeting.most([count])
+        yield from (empty_micro_batch(batch) for _ in range(most - count))
+
+
 class Trainer:
     """A module, its optimizer and its learning-rate schedule. `step` counts the updates made, skipped ones left out.
 
-    `replicas`: the ranks that hold copies of the module, each with batches of its own; None for one rank alone.
+    `mesh`: the ranks that learn together, holding copies or parts of the module; None for one rank alone.
     `around` is entered for each micro-batch, where the kernels' launch settings are chosen.
     """
 
@@ -86,29 +114,31 @@ class Trainer:
         forward: Forward,
         config: OptimizerConfig,
         total_steps: int,
-        replicas: Replicas | None = None,
+        mesh: Mesh | None = None,
         around: Around = untuned,
     ) -> None:
-        self.module, self.config, self.total_steps, self.replicas = module, config, total_steps, replicas
+        self.module, self.config, self.total_steps, self.mesh = module, config, total_steps, mesh
         self.forward, self._around = forward, around
         self.step = 0
         self.names = [name for name, p in module.named_parameters() if p.requires_grad]
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimizer = AdamW(self.parameters, config)
+        self._shared = None if mesh is None else _shared_gradients(module, self.names, mesh)
+        self._assembly = _assembly(module, mesh) if mesh is not None and mesh.entangled else None
 
     def learn(self, batch: Batch, loss: Loss) -> Update:
         """One optimizer step on `batch`. A loss or gradient that is not finite leaves the weights as they are.
 
-        With replicas every rank is told the same, metrics over all ranks included, and skips when one has to.
+        Of several ranks every one is told the same, metrics over all ranks included, and skips when one has to.
         """
         self.optimizer.zero_grad()
         metrics: dict[str, Metric] = {}
         reason = self._accumulate(batch, loss, metrics)
-        if self.replicas is not None:
-            reason = self._join(self.replicas, reason, metrics)
+        if self.mesh is not None:
+            reason = self._join(self.mesh, reason, metrics)
         if reason:
             return self._skip(metrics, reason)
-        norm = float(torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
+        norm = self._norm()
         if not math.isfinite(norm):
             return self._skip(metrics, "the gradient is not finite")
         if self.config.grad_clip:
@@ -120,39 +150,60 @@ class Trainer:
 
     def _accumulate(self, batch: Batch, loss: Loss, metrics: dict[str, Metric]) -> str:
         """Gradients and metrics of this rank's micro-batches; says what is not finite, or nothing."""
-        for micro in micro_batches(batch):
+        first = ""
+        entangled = self.mesh is not None and self.mesh.entangled
+        for micro in _equally_many(batch, self.mesh):
             with self._around("learn", len(micro.tokens_T)):
-                reason = self._add(micro, loss, metrics)
-            if reason:
-                return reason
-        return ""
+                reason = self._add(micro, loss, metrics, entangled)
+            first = first or reason
+            if reason and not entangled:
+                break
+        return first
 
-    def _add(self, micro: MicroBatch, loss: Loss, metrics: dict[str, Metric]) -> str:
-        """One micro-batch's gradients and metrics; says what kept it from them, or nothing."""
+    def _add(self, micro: MicroBatch, loss: Loss, metrics: dict[str, Metric], entangled: bool) -> str:
+        """One micro-batch's gradients and metrics; says what kept it from them, or nothing.
+
+        entangled: other ranks wait for this one's backward, whatever it is about.
+        """
         try:
-            total, found = loss(*self.forward(self.module, micro), micro)
+            outputs = self.forward(self.module, micro)
         except ValueError as error:
             if not not_finite(error):
                 raise
             return "the forward pass is not finite"
-        if not math.isfinite(float(total.detach())):
+        if not len(micro.tokens_T):
+            torch.stack([output.sum() for output in outputs]).sum().backward()
+            return ""
+        total, found = loss(*outputs, micro)
+        finite = math.isfinite(float(total.detach()))
+        if finite or entangled:
+            total.backward()
+        if not finite:
             return "the loss is not finite"
-        total.backward()
         merge(metrics, found)
         return ""
 
-    def _join(self, replicas: Replicas, reason: str, metrics: dict[str, Metric]) -> str:
+    def _join(self, mesh: Mesh, reason: str, metrics: dict[str, Metric]) -> str:
         """Adds the ranks' gradients and metrics up; returns the first rank's reason to skip, if any has one."""
-        told = replicas.gather((reason, dict(metrics)))
+        told = mesh.world.tell((reason, dict(metrics)))
         metrics.clear()
-        for _, found in told:
+        for _, found in told[:: mesh.plane.size]:  # the ranks of a data index found the same
             merge(metrics, found)
         reason = next((each for each, _ in told if each), "")
-        if not reason:
+        if not reason and self._shared is not None:
             for p in self.parameters:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-            replicas.add_up(p.grad for p in self.parameters if p.grad is not None)
+            self._shared.add_up(self._gradients())
         return reason
+
+    def _gradients(self) -> list[torch.Tensor]:
+        return [p.grad for p in self.parameters if p.grad is not None]
+
+    def _norm(self) -> float:
+        """Of the whole gradient, once it is added up."""
+        if self._shared is not None:
+            return self._shared.norm(self._gradients())
+        return float(torch.nn.utils.get_total_norm(self._gradients()))
 
     def learning_rate(self) -> float:
         """Linear warm-up over `warmup_steps`, then the schedule down to `min_lr_ratio` at `total_steps`."""
@@ -167,25 +218,50 @@ class Trainer:
         return config.lr * (config.min_lr_ratio + (1.0 - config.min_lr_ratio) * shape)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """All weights and the optimizer's moments by name, for a checkpoint. Tensors are the live ones, not copies."""
-        state = {f"weight.{name}": p.detach() for name, p in self.module.named_parameters()}
+        """All weights and the optimizer's moments by name, for a checkpoint. Tensors are the live ones, not copies.
+
+        Where ranks share the module all of them ask: rank 0 gets whole tensors, the others their parts.
+        """
+        state = {f"weight.{name}": weight for name, weight in self.weights().items()}
         for name, p in zip(self.names, self.parameters, strict=True):
             for key, value in self.optimizer.state.get(p, {}).items():
-                state[f"{key}.{name}"] = value
+                state[f"{key}.{name}"] = self._whole(name, value) if value.ndim else value
         state["updates"] = torch.tensor(self.step)
         return state
 
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The weights of `state`, by name, also those that do not learn."""
+        return {name: self._whole(name, p.detach()) for name, p in self.module.named_parameters()}
+
+    def _whole(self, name: str, part: torch.Tensor) -> torch.Tensor:
+        return part if self._assembly is None else self._assembly.whole(name, part)
+
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Restores what `state` returned."""
+        """Restores what `state` returned, wherever: every rank takes its parts of whole tensors."""
+        cuts = _cuts(self.module)
         with torch.no_grad():
             for name, p in self.module.named_parameters():
-                p.copy_(state[f"weight.{name}"])
+                p.copy_(cuts[name].of(state[f"weight.{name}"]))
         for name, p in zip(self.names, self.parameters, strict=True):
             if f"exp_avg.{name}" in state:
-                keys = ("step", "exp_avg", "exp_avg_sq")
-                self.optimizer.state[p] = {key: state[f"{key}.{name}"].clone() for key in keys}
+                moments = {key: cuts[name].of(state[f"{key}.{name}"]).clone() for key in ("exp_avg", "exp_avg_sq")}
+                self.optimizer.state[p] = {"step": state[f"step.{name}"].clone(), **moments}
         self.step = int(state["updates"])
 
     def _skip(self, metrics: dict[str, Metric], reason: str) -> Update:
         self.optimizer.zero_grad()
         return Update(reduce(metrics), math.nan, skipped=reason)
+
+
+def _cuts(module: Any) -> dict[str, Cut]:
+    """Which rows of each parameter are here."""
+    return cuts_of(module, module.config, module.shards.seat)
+
+
+def _shared_gradients(module: Any, names: list[str], mesh: Mesh) -> SharedGradients:
+    cuts = _cuts(module)
+    return SharedGradients(mesh, [cuts[name] for name in names])
+
+
+def _assembly(module: Any, mesh: Mesh) -> Assembly:
+    return Assembly(mesh, partial(cuts_of, module, module.config))

@@ -21,8 +21,11 @@ from seedthink.kernels.rope import rope_table
 from seedthink.kernels.rope_scaling import RopeScaling
 from seedthink.models.config import ModelConfig
 from seedthink.models.context import Context
+from seedthink.models.cuts import cut_of
 from seedthink.models.layers import Block
 from seedthink.models.parameter import empty
+from seedthink.models.sharded_context import PagedContext, sharded
+from seedthink.parallel.shards import WHOLE, Shards
 
 
 @lru_cache(maxsize=8)
@@ -35,16 +38,24 @@ class Transformer(nn.Module):
     """A decoder without values yet: call `init_weights`, or load a folder into it.
 
     compute: float32 or bfloat16, the dtype of matrix operands and of cached keys and values. with_head False leaves the
-    vocabulary projection out (a critic's trunk needs none).
+    vocabulary projection out (a critic's trunk needs none). shards: which part of the weights is here.
     """
 
     table: Tensor
 
-    def __init__(self, config: ModelConfig, compute: torch.dtype = torch.float32, *, with_head: bool = True) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        compute: torch.dtype = torch.float32,
+        *,
+        with_head: bool = True,
+        shards: Shards = WHOLE,
+    ) -> None:
         super().__init__()
+        self.shards = shards
         self.config, self.compute, self.eps = config, compute, config.rms_norm_eps
         self.embed_VD = empty(config.vocab_size, config.hidden_size)
-        self.blocks = nn.ModuleList(Block(config, layer, compute) for layer in range(config.num_layers))
+        self.blocks = nn.ModuleList(Block(config, layer, compute, shards) for layer in range(config.num_layers))
         self.norm_D = empty(config.hidden_size)
         if with_head and not config.tie_word_embeddings:
             self.unembed_VD = empty(config.vocab_size, config.hidden_size)
@@ -58,7 +69,10 @@ class Transformer(nn.Module):
         return self.embed_VD if self.config.tie_word_embeddings else self.unembed_VD
 
     def forward(self, tokens_T: Tensor, context: Context) -> Tensor:
-        """int64 tokens_T -> float32 hidden_TD after the final norm; positions must be below max_position_embeddings."""
+        """int64 tokens_T -> float32 hidden_TD after the final norm; positions must be below max_position_embeddings.
+
+        Where ranks share the model these are the rows of this rank's run (parallel/runs.py).
+        """
         hidden_TD, delta_TD = F.embedding(tokens_T, self.embed_VD), None
         table = self.table
         for block in self.blocks:
@@ -68,7 +82,14 @@ class Transformer(nn.Module):
 
     @torch.inference_mode()
     def advance(self, tokens_T: Tensor, batch: PagedBatch) -> Tensor:
-        """`forward` for generation, with the same bits: int64 tokens_T -> hidden_TD, keys and values in pages."""
+        """`forward` for generation, with the same bits: int64 tokens_T -> hidden_TD, keys and values in pages.
+
+        Where ranks share the model each gets all tokens and gives the rows of its run.
+        """
+        if not self.shards.alone:
+            run = self.shards.run(len(tokens_T))
+            hidden_TD: Tensor = self(run.own(tokens_T), sharded(PagedContext(batch), run, self.shards, self.compute))
+            return hidden_TD
         hidden_TD = F.embedding(tokens_T, self.embed_VD)
         for block in self.blocks:
             assert isinstance(block, Block)
@@ -81,10 +102,17 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Norms 1, biases 0, all else normal with `config.initializer_range`: a function of the seed and the config."""
+        """Norms 1, biases 0, all else normal with `config.initializer_range`: a function of the seed and the config.
+
+        A part of a weight gets its rows of the whole, so shards change nothing.
+        """
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 1:
                 parameter.fill_(0.0 if "bias" in name else 1.0)
-            else:
-                parameter.normal_(0.0, self.config.initializer_range, generator=generator)
+                continue
+            cut = cut_of(name, parameter, self.config, self.shards.seat)
+            whole = parameter if cut.whole else parameter.new_empty((cut.rows, *parameter.shape[1:]))
+            whole.normal_(0.0, self.config.initializer_range, generator=generator)
+            if not cut.whole:
+                parameter.copy_(cut.of(whole))

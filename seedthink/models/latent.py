@@ -20,30 +20,36 @@ from seedthink.kernels.rope import rope
 from seedthink.models.config import ModelConfig
 from seedthink.models.context import Context
 from seedthink.models.parameter import empty
+from seedthink.parallel.shards import WHOLE, Shards
 
 LATENT_EPS = 1e-6  # of the norms within attention: transformers gives them its default, whatever rms_norm_eps is
 
 
 class LatentAttention(nn.Module):
-    """Rows of `first_weight`: the queries' latent (or the queries), that of keys and values, the shared turned key."""
+    """Rows of `first_weight`: the queries' latent (or the queries), that of keys and values, the shared turned key.
+
+    Where ranks share the model each unfolds its own heads: latents, which are small, are made of own rows by whole
+    weights and gathered.
+    """
 
     q_norm_R: nn.Parameter | None
     q_weight: nn.Parameter | None
 
-    def __init__(self, config: ModelConfig, layer: int, compute: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, layer: int, compute: torch.dtype, shards: Shards = WHOLE) -> None:
         super().__init__()
         sizes = config.latent
         assert sizes is not None, "a model with latent attention has its sizes"
-        self.sizes, self.layer, self.compute, self.heads = sizes, layer, compute, config.num_heads
+        self.sizes, self.layer, self.compute, self.shards = sizes, layer, compute, shards
+        self.heads, _ = shards.heads(config.num_heads, config.num_heads)
         self.q_rows = config.num_heads * sizes.key_dim if sizes.q_rank is None else sizes.q_rank
         self.first_weight = empty(self.q_rows + sizes.kv_rank + sizes.turned_dim, config.hidden_size)
         self.q_norm_R = self.q_weight = None
         if sizes.q_rank is not None:
             self.q_norm_R = empty(sizes.q_rank)
-            self.q_weight = empty(config.num_heads * sizes.key_dim, sizes.q_rank)
+            self.q_weight = empty(self.heads * sizes.key_dim, sizes.q_rank)
         self.kv_norm_R = empty(sizes.kv_rank)
-        self.kv_weight = empty(config.num_heads * (sizes.plain_dim + sizes.value_dim), sizes.kv_rank)
-        self.out_weight = empty(config.hidden_size, config.num_heads * sizes.value_dim)
+        self.kv_weight = empty(self.heads * (sizes.plain_dim + sizes.value_dim), sizes.kv_rank)
+        self.out_weight = empty(shards.part(config.hidden_size, "hidden_size"), config.num_heads * sizes.value_dim)
 
     def forward(self, x_TD: Tensor, table: Tensor, context: Context) -> Tensor:
         """x_TD -> y_TD; `table` is the rotary table of heads of width `turned_dim`."""
@@ -60,12 +66,18 @@ class LatentAttention(nn.Module):
 
     def _heads(self, x_TD: Tensor, table: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values [T, N, H], filled up to one width."""
-        sizes, first_TX = self.sizes, linear(x_TD, self.first_weight, self.compute)
+        sizes, shards, compute = self.sizes, self.shards, self.compute
+        first_TX = linear(x_TD, self.first_weight, compute)
         q_TX, kv_TR, turned_TS = first_TX.split([self.q_rows, sizes.kv_rank, sizes.turned_dim], dim=1)
         if self.q_norm_R is not None and self.q_weight is not None:
-            q_TX = linear(rms_norm(q_TX.contiguous(), self.q_norm_R, LATENT_EPS), self.q_weight, self.compute)
+            q_TR = shards.rows(rms_norm(q_TX.contiguous(), self.q_norm_R, LATENT_EPS), compute)
+            q_TX = linear(q_TR, self.q_weight, compute)
+        else:
+            own = self.heads * sizes.key_dim
+            q_TX = shards.rows(q_TX.contiguous(), torch.float32).narrow(1, shards.seat.tp_index * own, own)
         q_TNX = q_TX.reshape(-1, self.heads, sizes.key_dim)
-        kv_TX = linear(rms_norm(kv_TR.contiguous(), self.kv_norm_R, LATENT_EPS), self.kv_weight, self.compute)
+        kv_TR = shards.rows(rms_norm(kv_TR.contiguous(), self.kv_norm_R, LATENT_EPS), compute)
+        kv_TX, turned_TS = linear(kv_TR, self.kv_weight, compute), shards.rows(turned_TS.contiguous(), torch.float32)
         kv_TNX = kv_TX.view(-1, self.heads, sizes.plain_dim + sizes.value_dim)
         q_plain, q_turned = q_TNX.split([sizes.plain_dim, sizes.turned_dim], dim=2)
         k_plain, v_TNX = kv_TNX.split([sizes.plain_dim, sizes.value_dim], dim=2)
@@ -84,5 +96,5 @@ class LatentAttention(nn.Module):
         return F.pad(x_TNX, (0, self.sizes.head_dim - x_TNX.shape[2])).contiguous()
 
     def _out(self, o_TNH: Tensor) -> Tensor:
-        value_TX = o_TNH[:, :, : self.sizes.value_dim].reshape(-1, self.out_weight.shape[1])
-        return linear(value_TX, self.out_weight, self.compute)
+        value_TX = self.shards.columns(o_TNH[:, :, : self.sizes.value_dim].flatten(1), self.compute)
+        return self.shards.home(linear(value_TX, self.out_weight, self.compute))

@@ -4,7 +4,8 @@ Attention: q and k are normalised per head (RMSNorm over the head width) where t
 half-split rotary embedding; several query heads share a key-value head. MLP: down(silu(gate(x)) * up(x)). The sparse
 MLP sends a token to its k likeliest experts and sums them by router weight. Router products
 are always float32: they are small, and top-k must not flip.
-Projections that read the same rows are one weight: q, k and v; gate and up.
+Projections that read the same rows are one weight: q, k and v; gate and up. Where ranks share a model, `shards` says
+which part of a weight is here and makes the moves between ranks; on one rank it does nothing.
 """
 
 from __future__ import annotations
@@ -16,15 +17,14 @@ from torch import Tensor, nn
 
 from seedthink.kernels.activation import swiglu
 from seedthink.kernels.block import PagedBatch, attention_step, dense_step, sparse_step
-from seedthink.kernels.experts import experts
 from seedthink.kernels.heads import split_heads
 from seedthink.kernels.linear import linear
 from seedthink.kernels.norm import add_rms_norm, rms_norm
-from seedthink.kernels.route import route
 from seedthink.models.config import ModelConfig
 from seedthink.models.context import Context
 from seedthink.models.latent import LatentAttention
 from seedthink.models.parameter import empty
+from seedthink.parallel.shards import WHOLE, Shards
 
 
 class Attention(nn.Module):
@@ -34,22 +34,24 @@ class Attention(nn.Module):
     q_norm_H: nn.Parameter | None
     k_norm_H: nn.Parameter | None
 
-    def __init__(self, config: ModelConfig, layer: int, compute: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, layer: int, compute: torch.dtype, shards: Shards = WHOLE) -> None:
         super().__init__()
-        heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
+        self.shards, width = shards, config.head_dim
+        heads, kv_heads = shards.heads(config.num_heads, config.num_kv_heads)
         self.layer, self.compute, self.eps, self.counts = layer, compute, config.rms_norm_eps, (heads, kv_heads)
         self.qkv_weight = empty((heads + 2 * kv_heads) * width, config.hidden_size)
         self.qkv_bias_X = empty((heads + 2 * kv_heads) * width) if config.qkv_bias else None
         self.q_norm_H, self.k_norm_H = (empty(width) if config.qk_norm else None for _ in range(2))
-        self.out_weight = empty(config.hidden_size, heads * width)
+        self.out_weight = empty(shards.part(config.hidden_size, "hidden_size"), config.num_heads * width)
 
     def forward(self, x_TD: Tensor, table: Tensor, context: Context) -> Tensor:
         """x_TD -> y_TD; `table` is the rotary table, `context` knows the keys and values of earlier tokens."""
-        qkv_TX = linear(x_TD, self.qkv_weight, self.compute)
+        qkv_TX = linear(self.shards.rows(x_TD, self.compute), self.qkv_weight, self.compute)
         norms, places = (self.q_norm_H, self.k_norm_H), (table, context.positions_T)
         q_TNH, k_TnH, v_TnH = split_heads(qkv_TX, *norms, self.eps, *places, *self.counts, self.qkv_bias_X)
         o_TNH = context.attend(self.layer, q_TNH, k_TnH, v_TnH)
-        return linear(o_TNH.view(-1, self.out_weight.shape[1]), self.out_weight, self.compute)
+        o_TX = self.shards.columns(o_TNH.flatten(1), self.compute)
+        return self.shards.home(linear(o_TX, self.out_weight, self.compute))
 
     def advance(self, x_TD: Tensor, norm_D: Tensor, eps: float, table: Tensor, batch: PagedBatch) -> None:
         """x_TD += forward(norm(x_TD)), keys and values in pages; no autograd."""
@@ -61,15 +63,17 @@ class Attention(nn.Module):
 class DenseMLP(nn.Module):
     """down(silu(gate(x)) * up(x)); gate rows stand before up rows."""
 
-    def __init__(self, hidden: int, width: int, compute: torch.dtype) -> None:
+    def __init__(self, hidden: int, width: int, compute: torch.dtype, shards: Shards = WHOLE) -> None:
         super().__init__()
-        self.compute = compute
-        self.gate_up_2I_D = empty(2 * width, hidden)
-        self.down_D_I = empty(hidden, width)
+        self.compute, self.shards = compute, shards
+        self.gate_up_2I_D = empty(2 * shards.part(width, "intermediate_size"), hidden)
+        self.down_D_I = empty(shards.part(hidden, "hidden_size"), width)
 
     def forward(self, x_TD: Tensor, context: Context) -> Tensor:
         """x_TD -> y_TD."""
-        return linear(swiglu(linear(x_TD, self.gate_up_2I_D, self.compute)), self.down_D_I, self.compute)
+        gate_up = linear(self.shards.rows(x_TD, self.compute), self.gate_up_2I_D, self.compute)
+        act_TI = self.shards.columns(swiglu(gate_up), self.compute)
+        return self.shards.home(linear(act_TI, self.down_D_I, self.compute))
 
     def advance(self, x_TD: Tensor, norm_D: Tensor, eps: float) -> None:
         """x_TD += forward(norm(x_TD)); no autograd."""
@@ -82,26 +86,26 @@ class SparseMoE(nn.Module):
     router_bias_E: nn.Parameter | None
     shared: DenseMLP | None
 
-    def __init__(self, config: ModelConfig, layer: int, compute: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, layer: int, compute: torch.dtype, shards: Shards = WHOLE) -> None:
         super().__init__()
-        experts_E, width, hidden = config.num_experts, config.moe_intermediate_size, config.hidden_size
-        self.layer, self.compute, self.k = layer, compute, config.experts_per_token
+        width, hidden, held = config.moe_intermediate_size, config.hidden_size, shards.held(config.num_experts)
+        self.layer, self.compute, self.shards, self.k = layer, compute, shards, config.experts_per_token
         router = config.router
         self.rule: dict[str, Any] = {"score": router.score, "scale": router.scale, "norm_topk": config.norm_topk_prob}
         self.rule |= {"groups": router.groups, "topk_groups": router.topk_groups}
-        self.router_ED = empty(experts_E, hidden)
-        self.router_bias_E = empty(experts_E, learns=False) if router.bias else None
-        self.gate_up_E_2I_D = empty(experts_E, 2 * width, hidden)
-        self.down_E_D_I = empty(experts_E, hidden, width)
+        self.router_ED = empty(config.num_experts, hidden)
+        self.router_bias_E = empty(config.num_experts, learns=False) if router.bias else None
+        self.gate_up_E_2I_D = empty(held, 2 * width, hidden)
+        self.down_E_D_I = empty(held, hidden, width)
         shared = config.shared_expert_width
-        self.shared = DenseMLP(hidden, shared, compute) if shared else None
+        self.shared = DenseMLP(hidden, shared, compute, shards) if shared else None
 
     def forward(self, x_TD: Tensor, context: Context) -> Tensor:
         """x_TD -> y_TD; the context is told the routing."""
         logits_TE = linear(x_TD, self.router_ED, torch.float32)
-        routing = route(logits_TE, self.k, bias_E=self.router_bias_E, **self.rule)
+        routing = self.shards.route(logits_TE, self.k, bias_E=self.router_bias_E, **self.rule)
         context.note_routing(self.layer, routing, logits_TE)
-        y_TD = experts(x_TD, routing, self.gate_up_E_2I_D, self.down_E_D_I, self.compute)
+        y_TD = self.shards.experts(x_TD, routing, self.gate_up_E_2I_D, self.down_E_D_I, self.compute)
         return y_TD if self.shared is None else y_TD + self.shared(x_TD, context)
 
     def advance(self, x_TD: Tensor, norm_D: Tensor, eps: float) -> None:
@@ -115,13 +119,13 @@ class SparseMoE(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); the MLP is dense or sparse by `config.is_sparse(layer)`."""
 
-    def __init__(self, config: ModelConfig, layer: int, compute: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, layer: int, compute: torch.dtype, shards: Shards = WHOLE) -> None:
         super().__init__()
         self.eps = config.rms_norm_eps
         self.attention_norm_D, self.mlp_norm_D = empty(config.hidden_size), empty(config.hidden_size)
-        self.attention = (Attention if config.latent is None else LatentAttention)(config, layer, compute)
-        dense = config.hidden_size, config.intermediate_size, compute
-        self.mlp = SparseMoE(config, layer, compute) if config.is_sparse(layer) else DenseMLP(*dense)
+        self.attention = (Attention if config.latent is None else LatentAttention)(config, layer, compute, shards)
+        dense = config.hidden_size, config.intermediate_size, compute, shards
+        self.mlp = SparseMoE(config, layer, compute, shards) if config.is_sparse(layer) else DenseMLP(*dense)
 
     def forward(self, x_TD: Tensor, delta_TD: Tensor | None, table: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """The residual stream comes and goes as (x, what is still to be added to it): adding belongs to the next norm.
@@ -137,6 +141,6 @@ class Block(nn.Module):
         return x_TD, self.mlp(normed_TD, context)
 
     def advance(self, x_TD: Tensor, table: Tensor, batch: PagedBatch) -> None:
-        """`forward` for generation: x_TD in place, one native call for each half."""
+        """`forward` for generation on one rank: x_TD in place, one native call for each half."""
         self.attention.advance(x_TD, self.attention_norm_D, self.eps, table, batch)
         self.mlp.advance(x_TD, self.mlp_norm_D, self.eps)

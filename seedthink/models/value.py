@@ -20,14 +20,14 @@ class ValueModel(nn.Module):
 
     def __init__(self, trunk: Transformer) -> None:
         super().__init__()
-        self.trunk, self.config, self.compute = trunk, trunk.config, trunk.compute
+        self.trunk, self.config, self.compute, self.shards = trunk, trunk.config, trunk.compute, trunk.shards
         self.head_1D = nn.Parameter(torch.zeros(1, trunk.config.hidden_size))
         self.head_bias_1 = nn.Parameter(torch.zeros(1))
 
     @classmethod
     def from_policy(cls, policy: Transformer) -> ValueModel:
         """A critic whose trunk is a copy of the policy's weights."""
-        model = cls(Transformer(policy.config, policy.compute, with_head=False))
+        model = cls(Transformer(policy.config, policy.compute, with_head=False, shards=policy.shards))
         source = dict(policy.named_parameters())
         with torch.no_grad():
             for name, parameter in model.trunk.named_parameters():

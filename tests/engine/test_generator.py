@@ -12,6 +12,7 @@ from seedthink.engine.generator import TokenGenerator
 from seedthink.errors import ConfigError, RunError
 from seedthink.kernels.block import PagedBatch
 from seedthink.models.config import ModelConfig
+from seedthink.parallel.shards import WHOLE
 from seedthink.types import Completion, Finish, Request, SamplingParams
 
 VOCAB = 256
@@ -32,6 +33,7 @@ class Counting:
         max_position_embeddings=100,
         eos_token_ids=(50,),
     )
+    shards = WHOLE
     compute = torch.float32
 
     def advance(self, tokens_T: torch.Tensor, batch: PagedBatch) -> torch.Tensor:

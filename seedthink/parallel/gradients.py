@@ -1,0 +1,45 @@
+"""Gradients of parameters that ranks share, each with its own set of holders: their sums and their norm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from seedthink.parallel.cut import Cut, Piece
+from seedthink.parallel.group import Group
+from seedthink.parallel.mesh import Mesh
+
+
+class SharedGradients:
+    """`cuts` belong to the gradients, in order. Every rank makes one, and calls its methods alike."""
+
+    def __init__(self, mesh: Mesh, cuts: Sequence[Cut]) -> None:
+        self._mesh, self._cuts = mesh, cuts
+        kinds = dict.fromkeys(piece.neighbours for cut in cuts for piece in cut.pieces)
+        self._holders: dict[int, Group] = {kind: self._group(kind) for kind in kinds}
+
+    def _group(self, neighbours: int) -> Group:
+        return self._mesh.holders(neighbours) if neighbours else self._mesh.expert_copies
+
+    def add_up(self, gradients: Sequence[Tensor]) -> None:
+        """Replaces every gradient by its sum over the ranks that hold the parameter, in rank order, in place."""
+        for kind, group in self._holders.items():
+            group.add_up([view for piece, view in self._pieces(gradients) if piece.neighbours == kind])
+
+    def norm(self, gradients: Sequence[Tensor]) -> float:
+        """The norm of the whole gradient, once added up: of each part, one holder counts. The same on all ranks."""
+        squares = [
+            float(view.double().square().sum())
+            for piece, view in self._pieces(gradients)
+            if self._holders[piece.neighbours].index == 0
+        ]
+        return math.sqrt(math.fsum(self._mesh.world.tell(math.fsum(squares))))
+
+    def _pieces(self, gradients: Sequence[Tensor]) -> list[tuple[Piece, Tensor]]:
+        return [
+            pair
+            for cut, gradient in zip(self._cuts, gradients, strict=True)
+            for pair in zip(cut.pieces, cut.views(gradient), strict=True)
+        ]
