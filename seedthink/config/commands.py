@@ -11,6 +11,7 @@ from seedthink.config.sections import (
     EvalDataConfig,
     EvaluationConfig,
     GenerationConfig,
+    MemoryConfig,
     ModelConfig,
     OptimizerConfig,
     PeriodicEvaluationConfig,
@@ -50,6 +51,8 @@ class RlConfig:
     """The critic's start (algorithms with a critic)."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """Micro-batches."""
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    """Recomputation and offloading."""
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     """Ray or one process."""
     evaluation: PeriodicEvaluationConfig = field(default_factory=PeriodicEvaluationConfig)
@@ -72,6 +75,8 @@ class SftConfig:
     """AdamW."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """Micro-batches."""
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    """Recomputation and offloading."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     """Sampling of evaluations."""
     reward: RewardConfig = field(default_factory=RewardConfig)
