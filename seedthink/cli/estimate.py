@@ -2,7 +2,7 @@
 
 Per parameter, training holds the float32 master weight, its gradient and two moments of AdamW (16 bytes), and two
 packed copies for matrix products (forward and backward) in the compute dtype. Activations count what autograd keeps
-for one micro-batch. It is an estimate: the run's summary holds the measured peak.
+for one micro-batch under `memory.recompute`. It is an estimate: the run's summary holds the measured peak.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from seedthink.config.sections import MemoryConfig
 from seedthink.errors import DataError
 from seedthink.models.config import ModelConfig
 
@@ -61,7 +62,9 @@ def memory(model: ModelConfig, config: Any) -> list[Part]:
     if algorithm is not None and algorithm.reference:
         parts.append(Part("reference policy", total * (4 + item)))
     if trains:
-        parts.append(Part("activations of a micro-batch", activations(model, config.trainer.micro_batch_tokens)))
+        kept = activations(model, config.trainer.micro_batch_tokens, config.memory)
+        way = config.memory.recompute
+        parts.append(Part("activations of a micro-batch" + (f", {way} recomputed" if way != "none" else ""), kept))
     parts.append(Part("KV cache, at most", float(sampling.kv_memory_mib << 20)))
     processes = float(PROCESS_BYTES)
     if hasattr(config, "reward"):
@@ -71,18 +74,35 @@ def memory(model: ModelConfig, config: Any) -> list[Part]:
     return [*parts, Part("processes", processes)]
 
 
-def activations(model: ModelConfig, tokens: int) -> float:
-    """Return the bytes that autograd keeps for one micro-batch: float32 inputs of every operation, layer by layer."""
-    width, head = model.hidden_size, model.head_dim
-    attention = 4 * width + head * (3 * model.num_heads + 2 * model.num_kv_heads)
-    per_token = 0
+def activations(model: ModelConfig, tokens: int, memory: MemoryConfig) -> float:
+    """Return the bytes of float32 numbers that autograd holds at most for one micro-batch, block by block.
+
+    Blocks that are recomputed whole leave their input, and one of them at a time is there again.
+    """
+    kept, largest = 0, 0
     for layer in range(model.num_layers):
-        if model.is_sparse(layer):
-            mlp = model.experts_per_token * (width + 3 * model.moe_intermediate_size) + model.num_experts
+        whole, cheap = _block(model, layer)
+        if memory.recompute == "none" or layer % memory.recompute_every:
+            kept += whole
+        elif memory.recompute == "selective":
+            kept += whole - cheap
         else:
-            mlp = 3 * model.intermediate_size
-        per_token += attention + mlp
-    return 4.0 * tokens * (per_token + 2 * width)
+            kept, largest = kept + model.hidden_size, max(largest, whole)
+    return 4.0 * tokens * (kept + largest + 2 * model.hidden_size)
+
+
+def _block(model: ModelConfig, layer: int) -> tuple[int, int]:
+    """Numbers per token that a block's backward needs, and those of them that are cheap to make again.
+
+    The stream and its norm twice; projections, queries, keys, values and attention's result; the MLP's. Cheap are the
+    norms, queries, keys and values, and a dense MLP's activation (experts make theirs again in any case).
+    """
+    queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    whole = 4 * model.hidden_size + 3 * queries + 4 * keys
+    cheap = 2 * model.hidden_size + queries + 2 * keys
+    if model.is_sparse(layer):
+        return whole + 2 * model.experts_per_token * model.moe_intermediate_size + model.num_experts, cheap
+    return whole + 3 * model.intermediate_size, cheap + model.intermediate_size
 
 
 def in_words(config: Any) -> list[str]:

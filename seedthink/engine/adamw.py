@@ -102,7 +102,9 @@ class StreamedAdamW(AdamW):
 
     def _state_of(self, p: Tensor) -> dict[str, Tensor]:
         if p not in self.state:
-            self.restore(p, {"step": torch.zeros(()), "exp_avg": torch.zeros(p.shape), "exp_avg_sq": torch.zeros(p.shape)})
+            self.restore(
+                p, {"step": torch.zeros(()), "exp_avg": torch.zeros(p.shape), "exp_avg_sq": torch.zeros(p.shape)}
+            )
         return self.state[p]
 
     def restore(self, p: Tensor, state: dict[str, Tensor]) -> None:

@@ -9,7 +9,7 @@ and forgets the prefix cache. A rollout's log-probs are therefore those of the t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,7 +63,7 @@ class EngineSettings:
     reference: bool = False
     recompute: bool = False
     micro_batch_tokens: int = 8192
-    memory: MemoryConfig = MemoryConfig()
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
 
 
 @dataclass(frozen=True)

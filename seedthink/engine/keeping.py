@@ -8,6 +8,8 @@ from seedthink.config.sections import MemoryConfig
 from seedthink.errors import ConfigError
 from seedthink.models.keeping import Keeping
 
+KEEP_ALL = MemoryConfig()
+
 
 def keeping_of(memory: MemoryConfig, device: torch.device) -> Keeping:
     """What blocks keep. Errors: ConfigError where something is to be offloaded from the host to itself."""

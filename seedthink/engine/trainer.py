@@ -23,7 +23,7 @@ from seedthink.autotune.steps import Around, untuned
 from seedthink.config.sections import MemoryConfig, OptimizerConfig
 from seedthink.engine.adamw import AdamW, StreamedAdamW
 from seedthink.engine.diverged import diverged
-from seedthink.engine.keeping import keeping_of
+from seedthink.engine.keeping import KEEP_ALL, keeping_of
 from seedthink.engine.micro_batch import MicroBatch, empty_micro_batch, micro_batches
 from seedthink.engine.rows import Rows
 from seedthink.kernels.finite import not_finite
@@ -106,8 +106,8 @@ class Trainer:
     """A module, its optimizer and its learning-rate schedule. `step` counts the updates made, skipped ones left out.
 
     `mesh`: the ranks that learn together, holding copies or parts of the module; None for one rank alone.
-    `around` is entered for each micro-batch, where the kernels' launch settings are chosen. `memory` says what is kept, and
-    where; ConfigError where it asks for more than the module's device has.
+    `around` is entered for each micro-batch, where the kernels' launch settings are chosen. `memory` says what is
+    kept, and where; ConfigError where it asks for more than the module's device has.
     """
 
     def __init__(
@@ -118,14 +118,14 @@ class Trainer:
         total_steps: int,
         mesh: Mesh | None = None,
         around: Around = untuned,
-        memory: MemoryConfig = MemoryConfig(),
+        memory: MemoryConfig = KEEP_ALL,
     ) -> None:
         self.module, self.config, self.total_steps, self.mesh = module, config, total_steps, mesh
         self.forward, self._around = forward, around
         self.step = 0
         self.names = [name for name, p in module.named_parameters() if p.requires_grad]
         self.parameters = [p for p in module.parameters() if p.requires_grad]
-        trunk = module.trunk if isinstance(module, ValueModel) else module
+        trunk: Any = module.trunk if isinstance(module, ValueModel) else module
         trunk.keeping = keeping_of(memory, self.parameters[0].device)
         self.optimizer = (StreamedAdamW if memory.offload_optimizer else AdamW)(self.parameters, config)
         self._shared = None if mesh is None else _shared_gradients(module, self.names, mesh)

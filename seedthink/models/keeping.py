@@ -48,15 +48,14 @@ class Keeping:
 def _forgotten(block: Block, x_TD: Tensor, normed_TD: Tensor, table: Tensor, context: Context, store: Store) -> Stream:
     """The rest of a block, of which x_TD alone is kept: its norm is made again from it."""
     kept, unwatched = store.put(x_TD), Unwatched(context)
-    recorded = x_TD.requires_grad, normed_TD.requires_grad
+    of_x, of_norm = x_TD.requires_grad, normed_TD.requires_grad
 
     def again() -> None:
         with torch.no_grad():
             whole_TD = store.get(kept)
             again_TD = block.normed(whole_TD)
-        # Aliases: the kept tensor itself stays without a graph.
-        inputs = (each.detach().requires_grad_(on) for each, on in zip((whole_TD, again_TD), recorded, strict=True))
-        block.rest(*inputs, table, unwatched)
+        # detach: the kept tensor itself stays without a graph.
+        block.rest(whole_TD.detach().requires_grad_(of_x), again_TD.requires_grad_(of_norm), table, unwatched)
 
     with Forgotten(again).forgetting():
         return block.rest(x_TD, normed_TD, table, context)

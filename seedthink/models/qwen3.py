@@ -38,8 +38,8 @@ class Transformer(nn.Module):
     """A decoder without values yet: call `init_weights`, or load a folder into it.
 
     compute: float32 or bfloat16, the dtype of matrix operands and of cached keys and values. with_head False leaves the
-    vocabulary projection out (a critic's trunk needs none). shards: which part of the weights is here. `keeping` says what
-    a forward that records gradients keeps for its backward.
+    vocabulary projection out (a critic's trunk needs none). shards: which part of the weights is here. keeping:
+    what a forward that records gradients keeps for its backward.
     """
 
     table: Tensor
@@ -76,6 +76,7 @@ class Transformer(nn.Module):
         hidden_TD, delta_TD = F.embedding(tokens_T, self.embed_VD), None
         table = self.table
         for number, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
             hidden_TD, delta_TD = self.keeping.run(number, block, hidden_TD, delta_TD, table, context)
         assert delta_TD is not None, "a model has at least one block"
         return add_rms_norm(hidden_TD, delta_TD, self.norm_D, self.eps)[1]

@@ -28,7 +28,16 @@ from seedthink.telemetry.jsonl import JsonLines, dumps, iterate, keep_until, wri
 
 # Settings that may differ when a run goes on: they change when it ends, who works for it and what is kept, not what it
 # learns.
-FREE = ("run.*", "controller.*", "checkpoint.*", "evaluation.*", "model.threads", "model.tuner", "reward.workers")
+FREE = (
+    "run.*",
+    "controller.*",
+    "checkpoint.*",
+    "evaluation.*",
+    "model.threads",
+    "model.tuner",
+    "memory.*",
+    "reward.workers",
+)
 FIXED = ("run.seed",)
 # What a run itself puts into its folder.
 OWN_FILES = ("run.toml", "resolved.json", "env.json", "metrics.jsonl", "summary.json", "report.html")

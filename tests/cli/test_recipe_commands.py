@@ -9,12 +9,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from seedthink.cli import estimate
 from seedthink.cli.main import main
-from seedthink.config import RlConfig, SftConfig, load
+from seedthink.config import MemoryConfig, RlConfig, SftConfig, load
 from seedthink.errors import DataError
 from seedthink.models.config import ModelConfig
+from seedthink.models.context import PackedContext
+from seedthink.models.qwen3 import Transformer
 
 MOE = {
     "architectures": ["Qwen3MoeForCausalLM"],
@@ -125,8 +128,6 @@ def test_eval_prints_a_line_per_family(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_the_parameter_count_is_that_of_the_model() -> None:
-    from seedthink.models.qwen3 import Transformer
-
     for changes in ({}, {"tie_word_embeddings": True}, {"decoder_sparse_step": 2}, {"mlp_only_layers": [0, 3]}):
         config = ModelConfig.from_hf(MOE | changes)
         total, active = estimate.parameters(config)
@@ -152,6 +153,41 @@ def test_memory_counts_what_the_settings_ask_for(model: Path) -> None:
     assert sizes(SftConfig)["KV cache, at most"] == 256 << 20
     half = sizes(SftConfig, **{"trainer.micro_batch_tokens": 4096})
     assert half["activations of a micro-batch"] * 2 == sizes(SftConfig)["activations of a micro-batch"]
+
+
+@pytest.mark.parametrize("changes", [{}, {"mlp_only_layers": [0, 1, 2, 3]}])
+def test_activations_are_estimated_near_what_autograd_keeps(changes: dict[str, Any]) -> None:
+    """Per-row numbers (norms' scales, log-sum-exps, rows of experts) and the bounds of sequences are left out."""
+    config = ModelConfig.from_hf(MOE | changes)
+    module = Transformer(config)
+    module.init_weights(0)
+    saved: dict[int, int] = {}
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        if not x.is_leaf or not x.requires_grad:
+            saved[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x.detach()
+
+    tokens = 64
+    context = PackedContext(torch.tensor([0, tokens], dtype=torch.int32), torch.float32, 0.125)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        hidden_TD = module(torch.arange(tokens), context)
+    del saved[module.table.data_ptr()]
+    assert hidden_TD.requires_grad
+    assert estimate.activations(config, tokens, MemoryConfig()) == pytest.approx(sum(saved.values()), rel=0.05)
+
+
+def test_recomputing_lowers_the_estimate_of_activations() -> None:
+    dense = ModelConfig.from_hf(MOE | {"mlp_only_layers": [0, 1, 2, 3]})
+
+    def numbers(**settings: Any) -> float:
+        return estimate.activations(dense, 1, MemoryConfig(**settings)) / 4
+
+    # A block: 4 * 256 for the stream and its norms, 3 * 256 and 4 * 128 for attention, 3 * 512 for the MLP.
+    assert numbers() == 4 * 3840 + 512
+    assert numbers(recompute="selective") == 4 * (3840 - 512 - 512 - 512) + 512
+    assert numbers(recompute="layers") == 4 * 256 + 3840 + 512
+    assert numbers(recompute="layers", recompute_every=2) == 2 * (256 + 3840) + 3840 + 512
 
 
 def test_an_estimate_without_a_model_says_so_and_with_a_broken_one_it_is_an_error(tmp_path: Path) -> None:

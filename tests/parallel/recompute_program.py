@@ -1,4 +1,4 @@
-"""What the ranks of test_recompute_on_ranks.py run: steps that keep everything, and the same steps that make it again."""
+"""What the ranks of test_recompute_on_ranks.py run: steps that keep everything, and the same ones that recompute."""
 
 from __future__ import annotations
 

@@ -40,9 +40,7 @@ def test_every_rank_has_the_gradients_and_weights_of_a_step_that_keeps_everythin
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_router_without_numbers_makes_all_skip_and_leaves_nobody_waiting(
-    way: str, on_two_ranks: list[Found]
-) -> None:
+def test_a_router_without_numbers_makes_all_skip_and_leaves_nobody_waiting(way: str, on_two_ranks: list[Found]) -> None:
     cases = [(rank, each) for rank, found in enumerate(on_two_ranks) for each in found if each[1:] == ("spoilt", way)]
     assert len(cases) == 2 * 4
     for rank, each in cases:
