@@ -21,11 +21,12 @@ import torch
 
 from seedthink.autotune.steps import Around, untuned
 from seedthink.config.sections import MemoryConfig, OptimizerConfig
-from seedthink.engine.adamw import AdamW, StreamedAdamW
+from seedthink.engine.adamw import AdamW
 from seedthink.engine.diverged import diverged
 from seedthink.engine.keeping import KEEP_ALL, keeping_of
 from seedthink.engine.micro_batch import MicroBatch, empty_micro_batch, micro_batches
 from seedthink.engine.rows import Rows
+from seedthink.engine.streamed_adamw import StreamedAdamW
 from seedthink.kernels.finite import not_finite
 from seedthink.kernels.logprob import linear_logprob
 from seedthink.models.context import Context, PackedContext

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from seedthink.config.sections import OptimizerConfig
-from seedthink.engine.adamw import AdamW, StreamedAdamW
+from seedthink.engine.adamw import AdamW
+from seedthink.engine.streamed_adamw import StreamedAdamW
 
 CONFIG = OptimizerConfig(lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
 
