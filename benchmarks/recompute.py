@@ -4,9 +4,9 @@ One micro-batch of a policy with Qwen3's proportions (heads of 128, two queries 
 wide as the stream), dense and sparse, under each value of `memory.recompute`. Gradients are held equal bit for bit
 before anything is measured. Memory, each way in a process of its own: resident bytes that the forward leaves behind
 ("kept"), and the most resident bytes of forward and backward beyond what was there before ("peak": what is kept, the
-block at hand, the head's logits). Gradients and the weights' packs are there before; freed memory goes back to the
-system at once. Time: forward and backward in turns in one process, without the optimizer.
-Run: `python benchmarks/recompute.py` (needs about 6 GB of memory).
+block at hand, the head's logits, and a weight's gradient before it is added to the one that is there). Gradients and
+the weights' packs are there before; freed memory goes back to the system at once. Time: forward and backward in turns in one process, without the optimizer.
+Run: `python benchmarks/recompute.py` (needs about 8 GB of memory).
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--layers", type=int, default=24)
-    parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--samples", type=int, default=3)
     parser.add_argument("--patience", type=int, default=1, help="times to repeat a case that others disturbed")
     parser.add_argument("--threads", type=int, default=2)
