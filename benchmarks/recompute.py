@@ -5,7 +5,8 @@ wide as the stream), dense and sparse, under each value of `memory.recompute`. G
 before anything is measured. Memory, each way in a process of its own: resident bytes that the forward leaves behind
 ("kept"), and the most resident bytes of forward and backward beyond what was there before ("peak": what is kept, the
 block at hand, the head's logits, and a weight's gradient before it is added to the one that is there). Gradients and
-the weights' packs are there before; freed memory goes back to the system at once. Time: forward and backward in turns in one process, without the optimizer.
+the weights' packs are there before; freed memory goes back to the system at once. Time: forward and backward in turns
+in one process, without the optimizer.
 Run: `python benchmarks/recompute.py` (needs about 8 GB of memory).
 """
 
