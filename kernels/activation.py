@@ -12,6 +12,7 @@ from torch import Tensor
 
 from seedthink import _C
 from seedthink.kernels.registry import define, from_triton
+from seedthink.kernels.remade import Remake
 
 
 def reference_swiglu(gate_up_T_2I: Tensor) -> Tensor:
@@ -27,6 +28,10 @@ def swiglu(gate_up_T_2I: Tensor) -> Tensor:
     """
     y_TI: Tensor = _swiglu(gate_up_T_2I)
     return y_TI
+
+
+def _again(gate_up_T_2I: Tensor) -> tuple[Tensor]:
+    return (swiglu(gate_up_T_2I),)
 
 
 def _forward(gate_up_T_2I: Tensor) -> Tensor:
@@ -60,4 +65,5 @@ _swiglu = define(
     fake=lambda gate_up: gate_up.new_empty((gate_up.shape[0], gate_up.shape[1] // 2)),
     backward=lambda ctx, dy: _gradient(dy.contiguous(), *ctx.saved_tensors),
     setup_context=_save,
+    remake=lambda inputs, output: Remake((output,), _again, inputs),
 )

@@ -16,6 +16,7 @@ from torch import Tensor
 from seedthink import _C
 from seedthink.kernels.norm import reference_rms_norm
 from seedthink.kernels.registry import define
+from seedthink.kernels.remade import Remake
 from seedthink.kernels.rope import reference_rope
 
 Heads = tuple[Tensor, Tensor, Tensor]
@@ -154,6 +155,7 @@ _split = define(
     fake=_shapes,
     backward=_backward,
     setup_context=_save,
+    remake=lambda inputs, output: Remake(output[:3], split_heads, inputs),
 )
 _split_grad = define(
     "split_heads_backward(Tensor dq, Tensor dk, Tensor dv, Tensor qkv, Tensor? bias, Tensor? q_norm, Tensor? k_norm, "

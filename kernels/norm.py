@@ -13,6 +13,7 @@ from torch import Tensor
 
 from seedthink import _C
 from seedthink.kernels.registry import define, from_triton
+from seedthink.kernels.remade import Remake
 
 
 def reference_rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -37,6 +38,10 @@ def add_rms_norm(x_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float) -
     """
     sum_TD, y_TD, _ = _add_rms_norm(x_TD, delta_TD, weight_D, eps)
     return sum_TD, y_TD
+
+
+def _normed_again(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor]:
+    return (rms_norm(x_TD, weight_D, eps),)
 
 
 def _forward(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -80,6 +85,7 @@ _rms_norm = define(
     fake=lambda x, weight, eps: (torch.empty_like(x), _row_shape(x)),
     backward=_backward,
     setup_context=_save,
+    remake=lambda inputs, output: Remake(output[:1], _normed_again, inputs),
 )
 
 
@@ -130,4 +136,5 @@ _add_rms_norm = define(
     ),
     backward=_add_backward,
     setup_context=_add_save,
+    remake=lambda inputs, output: Remake(output[1:2], _normed_again, (output[0], *inputs[2:])),
 )

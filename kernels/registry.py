@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from seedthink.errors import DeviceError
+from seedthink.kernels.remade import Declaration, told
 
 LIBRARY = torch.library.Library("seedthink", "DEF")
 
@@ -46,6 +47,7 @@ def define(
     cuda: Callable[..., Any] | None = None,
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
+    remake: Declaration | None = None,
 ) -> Operator:
     """Register one operator and return it.
 
@@ -54,7 +56,10 @@ def define(
     the right shape and dtype.
     backward(ctx, *grads), setup_context(ctx, inputs, output): as `torch.library.register_autograd` takes them. Without
     them a gradient that reaches the operator raises RuntimeError.
+    remake: which results can be made again cheaply from what is kept anyway (`kernels.remade`).
     """
+    if remake is not None and setup_context is not None:
+        setup_context = told(setup_context, remake)
     name = schema.split("(", 1)[0].strip()
     derivative = backward or _refuse(name)
     LIBRARY.define(schema)

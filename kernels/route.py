@@ -16,6 +16,7 @@ from torch import Tensor
 
 from seedthink import _C
 from seedthink.kernels import cuda
+from seedthink.kernels.decided import decided
 from seedthink.kernels.registry import define
 
 Score = Literal["softmax", "sigmoid"]
@@ -219,8 +220,8 @@ def _route_grad_cpu(
 _route = define(
     "route(Tensor logits, int k, str score, bool norm_topk, float scale, Tensor? bias, int groups, int topk_groups) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    cpu=_route_forward,
-    cuda=cuda.route,
+    cpu=decided(_route_forward),
+    cuda=decided(cuda.route),
     fake=_route_shapes,
     backward=_route_backward,
     setup_context=_save_route,

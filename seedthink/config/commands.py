@@ -11,6 +11,7 @@ from seedthink.config.sections import (
     EvalDataConfig,
     EvaluationConfig,
     GenerationConfig,
+    MemoryConfig,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
@@ -51,6 +52,8 @@ class RlConfig:
     """The critic's start (algorithms with a critic)."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """Micro-batches."""
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    """Recomputation and offloading."""
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     """Ray or one process."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -75,6 +78,8 @@ class SftConfig:
     """AdamW."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """Micro-batches."""
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    """Recomputation and offloading."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     """Sampling of evaluations."""
     reward: RewardConfig = field(default_factory=RewardConfig)

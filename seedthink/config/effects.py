@@ -78,6 +78,8 @@ def rules(config: Any) -> Iterator[Rule]:
         optimizer = getattr(config, section, None)
         if optimizer and optimizer.schedule == "constant":
             yield f"{section}.min_lr_ratio", f'{section}.schedule = "constant"', "remove it, or choose cosine or linear"
+    if getattr(config, "memory", None) and config.memory.recompute == "none":
+        yield "memory.recompute_every", 'memory.recompute = "none"', "remove it, or choose selective or layers"
     if getattr(config, "controller", None) and config.controller.kind == "local":
         for key in ("restarts", "heartbeat_seconds", "step_deadline_seconds"):
             yield f"controller.{key}", 'controller.kind = "local" has no workers', 'remove it, or set kind = "ray"'

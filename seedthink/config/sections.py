@@ -212,6 +212,21 @@ class TrainerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MemoryConfig:
+    """What learning keeps in memory, and where. No choice changes a result."""
+
+    recompute: Literal["none", "selective", "layers"] = "none"
+    """What the backward pass makes again instead of keeping it: nothing, norms, attention's operands and activations
+    ("selective": no product is repeated), or whole blocks ("layers": about one forward pass more)."""
+    recompute_every: Positive = 1
+    """Recompute in every n-th block: 1 saves most memory, 2 keeps every second block's tensors and saves time."""
+    offload_activations: bool = False
+    """Keep what the backward pass needs in pinned host memory meanwhile; needs a model on a device."""
+    offload_optimizer: bool = False
+    """Keep AdamW's moments in pinned host memory, moved to the device one parameter at a time; needs a device."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ControllerConfig:
     """Who runs the loop, and how patient it is."""
 

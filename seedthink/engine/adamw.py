@@ -44,6 +44,10 @@ class AdamW:
             if moved:
                 self._update(moved, rate, decay)
 
+    def restore(self, p: Tensor, state: dict[str, Tensor]) -> None:
+        """Takes over the state that a parameter had; the tensors are the optimizer's from then on."""
+        self.state[p] = state
+
     def _update(self, moved: list[Tensor], rate: float, decay: float) -> None:
         states = [self._state_of(p) for p in moved]
         adamw(

@@ -20,11 +20,13 @@ import numpy as np
 import torch
 
 from seedthink.autotune.steps import Around, untuned
-from seedthink.config.sections import OptimizerConfig
+from seedthink.config.sections import MemoryConfig, OptimizerConfig
 from seedthink.engine.adamw import AdamW
 from seedthink.engine.diverged import diverged
+from seedthink.engine.keeping import KEEP_ALL, keeping_of
 from seedthink.engine.micro_batch import MicroBatch, empty_micro_batch, micro_batches
 from seedthink.engine.rows import Rows
+from seedthink.engine.streamed_adamw import StreamedAdamW
 from seedthink.kernels.finite import not_finite
 from seedthink.kernels.logprob import linear_logprob
 from seedthink.models.context import Context, PackedContext
@@ -105,7 +107,8 @@ class Trainer:
     """A module, its optimizer and its learning-rate schedule. `step` counts the updates made, skipped ones left out.
 
     `mesh`: the ranks that learn together, holding copies or parts of the module; None for one rank alone.
-    `around` is entered for each micro-batch, where the kernels' launch settings are chosen.
+    `around` is entered for each micro-batch, where the kernels' launch settings are chosen. `memory` says what is
+    kept, and where; ConfigError where it asks for more than the module's device has.
     """
 
     def __init__(
@@ -116,13 +119,16 @@ class Trainer:
         total_steps: int,
         mesh: Mesh | None = None,
         around: Around = untuned,
+        memory: MemoryConfig = KEEP_ALL,
     ) -> None:
         self.module, self.config, self.total_steps, self.mesh = module, config, total_steps, mesh
         self.forward, self._around = forward, around
         self.step = 0
         self.names = [name for name, p in module.named_parameters() if p.requires_grad]
         self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.optimizer = AdamW(self.parameters, config)
+        trunk: Any = module.trunk if isinstance(module, ValueModel) else module
+        trunk.keeping = keeping_of(memory, self.parameters[0].device)
+        self.optimizer = (StreamedAdamW if memory.offload_optimizer else AdamW)(self.parameters, config)
         self._shared = None if mesh is None else _shared_gradients(module, self.names, mesh)
         self._assembly = _assembly(module, mesh) if mesh is not None and mesh.entangled else None
 
@@ -245,7 +251,7 @@ class Trainer:
         for name, p in zip(self.names, self.parameters, strict=True):
             if f"exp_avg.{name}" in state:
                 moments = {key: cuts[name].of(state[f"{key}.{name}"]).clone() for key in ("exp_avg", "exp_avg_sq")}
-                self.optimizer.state[p] = {"step": state[f"step.{name}"].clone(), **moments}
+                self.optimizer.restore(p, {"step": state[f"step.{name}"].clone(), **moments})
         self.step = int(state["updates"])
 
     def _skip(self, metrics: dict[str, Metric], reason: str) -> Update:

@@ -72,6 +72,16 @@ class PackedContext:
             self.router.append((layer, logits_TE, routing))
 
 
+class Unwatched:
+    """`inner` for a repetition of a forward: nobody is told the routing again."""
+
+    def __init__(self, inner: Context) -> None:
+        self.positions_T, self.attend = inner.positions_T, inner.attend
+
+    def note_routing(self, layer: int, routing: Routing, logits_TE: Tensor) -> None:
+        """Told in the forward."""
+
+
 def packed_positions(cu_seqlens_B1: Tensor, prefix_B: Tensor | None = None) -> Tensor:
     """Position of each packed token within its own sequence: int32 [T] from int32 [B + 1]; (0, 2, 5) -> 0 1 0 1 2.
 

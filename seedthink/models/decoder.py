@@ -22,6 +22,7 @@ from seedthink.kernels.rope_scaling import RopeScaling
 from seedthink.models.config import ModelConfig
 from seedthink.models.context import Context
 from seedthink.models.cuts import cut_of
+from seedthink.models.keeping import Keeping
 from seedthink.models.layers import Block
 from seedthink.models.parameter import empty
 from seedthink.models.sharded_context import PagedContext, sharded
@@ -38,7 +39,8 @@ class Transformer(nn.Module):
     """A decoder without values yet: call `init_weights`, or load a folder into it.
 
     compute: float32 or bfloat16, the dtype of matrix operands and of cached keys and values. with_head False leaves the
-    vocabulary projection out (a critic's trunk needs none). shards: which part of the weights is here.
+    vocabulary projection out (a critic's trunk needs none). shards: which part of the weights is here. keeping:
+    what a forward that records gradients keeps for its backward.
     """
 
     table: Tensor
@@ -52,7 +54,7 @@ class Transformer(nn.Module):
         shards: Shards = WHOLE,
     ) -> None:
         super().__init__()
-        self.shards = shards
+        self.shards, self.keeping = shards, Keeping()
         self.config, self.compute, self.eps = config, compute, config.rms_norm_eps
         self.embed_VD = empty(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config, layer, compute, shards) for layer in range(config.num_layers))
@@ -75,8 +77,9 @@ class Transformer(nn.Module):
         """
         hidden_TD, delta_TD = F.embedding(tokens_T, self.embed_VD), None
         table = self.table
-        for block in self.blocks:
-            hidden_TD, delta_TD = block(hidden_TD, delta_TD, table, context)
+        for number, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            hidden_TD, delta_TD = self.keeping.run(number, block, hidden_TD, delta_TD, table, context)
         assert delta_TD is not None, "a model has at least one block"
         return add_rms_norm(hidden_TD, delta_TD, self.norm_D, self.eps)[1]
 

@@ -132,10 +132,20 @@ class Block(nn.Module):
 
         `delta_TD` None: x is whole.
         """
+        return self.rest(*self.enter(x_TD, delta_TD), table, context)
+
+    def enter(self, x_TD: Tensor, delta_TD: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The whole x, and its norm: all that the rest of the block reads."""
         if delta_TD is None:
-            normed_TD = rms_norm(x_TD, self.attention_norm_D, self.eps)
-        else:
-            x_TD, normed_TD = add_rms_norm(x_TD, delta_TD, self.attention_norm_D, self.eps)
+            return x_TD, self.normed(x_TD)
+        return add_rms_norm(x_TD, delta_TD, self.attention_norm_D, self.eps)
+
+    def normed(self, x_TD: Tensor) -> Tensor:
+        """What attention reads, from the whole x; the bits of `enter`."""
+        return rms_norm(x_TD, self.attention_norm_D, self.eps)
+
+    def rest(self, x_TD: Tensor, normed_TD: Tensor, table: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """`forward` after `enter`."""
         delta_TD = self.attention(normed_TD, table, context)
         x_TD, normed_TD = add_rms_norm(x_TD, delta_TD, self.mlp_norm_D, self.eps)
         return x_TD, self.mlp(normed_TD, context)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
+from seedthink.config.sections import MemoryConfig
 from seedthink.models.config import ModelConfig
 from seedthink.models.sizes import parts as parameter_parts
 from seedthink.parallel.layout import Layout
 from seedthink.parallel.layout_check import Sizes
+from seedthink.planner.activations import KEEP_ALL, activations
 
 FSDP = False  # whether the ranks of dp_shard cut weights and optimizer between them; each holds a whole copy until then
 PROCESS_BYTES = 350 << 20  # Python and torch, once per engine process
@@ -48,6 +49,7 @@ class Load:
     critic: bool = False
     reference: bool = False
     beside: int = PROCESS_BYTES
+    memory: MemoryConfig = KEEP_ALL
 
 
 def load_of(config: Any) -> Load:
@@ -67,6 +69,7 @@ def load_of(config: Any) -> Load:
         critic=algorithm is not None and algorithm.critic,
         reference=algorithm is not None and algorithm.reference,
         beside=beside,
+        memory=getattr(config, "memory", KEEP_ALL),
     )
 
 
@@ -106,7 +109,8 @@ def memory(model: ModelConfig, load: Load, layout: Layout, fsdp: bool = FSDP) ->
     if load.reference:
         parts.append(Part("reference policy", held * (_MASTER + load.item)))
     if load.micro_batch_tokens:
-        parts.append(Part("activations of a micro-batch", activations(model, load.micro_batch_tokens, layout)))
+        kept, way = activations(model, load.micro_batch_tokens, layout, load.memory), load.memory.recompute
+        parts.append(Part("activations of a micro-batch" + (f", {way} recomputed" if way != "none" else ""), kept))
     parts.append(Part("KV cache, at most", kv_cache(model, load, layout, load.kv_memory_mib)))
     return [*parts, Part("processes", float(load.beside))]
 
@@ -121,33 +125,6 @@ def kv_bytes_per_token(model: ModelConfig, item: int, layout: Layout) -> int:
     """Bytes of keys and values that one rank stores of a token: tp and cp share the kv heads out."""
     heads = max(1, model.num_kv_heads // layout.plane)
     return 2 * model.num_layers * heads * model.head_dim * item
-
-
-def activations(model: ModelConfig, tokens: int, layout: Layout) -> float:
-    """Return the bytes that autograd keeps for one micro-batch: float32 inputs of every operation, layer by layer.
-
-    A rank keeps its run of the rows, and what is gathered over tp, the inputs of sharded products, of its cp's rows.
-    """
-    gathered, kept = _kept_per_token(model)
-    return 4.0 * tokens * (gathered / layout.cp + kept / layout.plane)
-
-
-@cache
-def _kept_per_token(model: ModelConfig) -> tuple[int, int]:
-    """Numbers that autograd keeps for a token: gathered inputs of sharded products, and all others."""
-    width, head = model.hidden_size, model.head_dim
-    gathered, kept = 0, 2 * width
-    for layer in range(model.num_layers):
-        gathered += width + head * model.num_heads  # of the first product and of the last
-        kept += 3 * width + head * (2 * model.num_heads + 2 * model.num_kv_heads)
-        if model.is_sparse(layer):
-            kept += model.experts_per_token * (width + 3 * model.moe_intermediate_size) + model.num_experts
-            gathered += model.shared_expert_width
-            kept += 2 * model.shared_expert_width
-        else:
-            gathered += width + model.intermediate_size
-            kept += 2 * model.intermediate_size - width
-    return gathered, kept
 
 
 def total(parts: list[Part]) -> float:

@@ -31,6 +31,7 @@ from seedthink.telemetry.jsonl import JsonLines, dumps, iterate, keep_until, wri
 FREE = (
     *("run.*", "controller.*", "checkpoint.*", "evaluation.*", "model.threads", "model.tuner", "reward.workers"),
     *("parallel", "parallel.*"),  # the whole table is new to a run that began before there was one
+    *("memory", "memory.*"),
 )
 FIXED = ("run.seed", "parallel.numerics")
 # What a run itself puts into its folder.

@@ -91,6 +91,21 @@ def test_rl_keeps_generator_and_trainer_equal_bit_for_bit_and_leaves_a_whole_run
     assert {"export", "critic", "checkpoints", "rollouts"} <= {path.name for path in run.iterdir()}
 
 
+def test_a_run_that_recomputes_leaves_the_same_policy_and_critic(start: Path, tmp_path: Path) -> None:
+    left = []
+    for recompute in ("none", "layers"):
+        run = run_rl(config(RlConfig, start, tmp_path / recompute, **RL, **{"memory.recompute": recompute}))
+        left.append([(run / name / "model.safetensors").read_bytes() for name in ("export", "critic")])
+    assert left[0] == left[1]
+
+
+@pytest.mark.parametrize("cls", [RlConfig, SftConfig])
+def test_offloading_from_the_host_is_refused_whatever_trains(cls: type, start: Path, tmp_path: Path) -> None:
+    settings = {"data.train": [{**SUM, "count": 60}], "memory.offload_optimizer": True, "reward.workers": 1}
+    with pytest.raises(ConfigError, match=r"memory\.offload_optimizer = true.*nothing to offload to"):
+        (run_rl if cls is RlConfig else run_sft)(config(cls, start, tmp_path, **settings))
+
+
 def test_a_resumed_run_equals_one_that_was_never_interrupted(start: Path, tmp_path: Path) -> None:
     whole = run_rl(config(RlConfig, start, tmp_path / "whole", **{**RL, "run.steps": 3}))
     parts = tmp_path / "parts"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from seedthink.config.sections import OptimizerConfig
 from seedthink.engine.adamw import AdamW
+from seedthink.engine.streamed_adamw import StreamedAdamW
 
 CONFIG = OptimizerConfig(lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
 
@@ -67,3 +68,17 @@ def test_an_update_does_not_load_the_compiler_of_torch() -> None:
         "assert 'torch._dynamo' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_moments_that_visit_one_parameter_at_a_time_leave_the_same_bits() -> None:
+    own, other = parameters(), parameters()
+    streamed, plain = StreamedAdamW(own, CONFIG), AdamW(other, CONFIG)
+    for _ in range(3):
+        for p, q in zip(own, other, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        streamed.step(1e-2)
+        plain.step(1e-2)
+    for p, q in zip(own, other, strict=True):
+        assert torch.equal(p, q)
+        assert all(torch.equal(streamed.state[p][name], plain.state[q][name]) for name in plain.state[q])
