@@ -155,7 +155,7 @@ _split = define(
     fake=_shapes,
     backward=_backward,
     setup_context=_save,
-    remake=lambda inputs, output: Remake(output[:3], split_heads, inputs),
+    remake=lambda inputs, output: Remake(output[:3], lambda *args: _forward(*args)[:3], inputs),
 )
 _split_grad = define(
     "split_heads_backward(Tensor dq, Tensor dk, Tensor dv, Tensor qkv, Tensor? bias, Tensor? q_norm, Tensor? k_norm, "
