@@ -70,9 +70,15 @@ class Results:
         if path.exists():
             self.table = json.loads(path.read_text(encoding="utf-8"))
 
-    def forget(self, op: str, shape: str) -> None:
-        """Drop a case's earlier rows."""
-        self.table["rows"] = [row for row in self.table["rows"] if (row["op"], row["shape"]) != (op, shape)]
+    def peers_of(self, op: str, shape: str) -> dict[str, dict[str, Any]]:
+        """A case's peers as an earlier run found them."""
+        found = (row for row in self.table["rows"] if (row["op"], row["shape"]) == (op, shape))
+        return {row["impl"]: row for row in found if row.get("peer")}
+
+    def forget(self, op: str, shape: str, impls: set[str]) -> None:
+        """Drop a case's earlier rows of these implementations."""
+        gone = {(op, shape, impl) for impl in (*impls, "-")}
+        self.table["rows"] = [row for row in self.table["rows"] if (row["op"], row["shape"], row["impl"]) not in gone]
 
     def write(self) -> None:
         """Replace the file in one step."""
@@ -101,21 +107,24 @@ def line(row: dict[str, Any]) -> str:
     return f"{start} {', '.join(parts)}  [{row.get('reach', '')}]"
 
 
-def measure(case: Case, ceilings: dict[str, float], results: Results, seconds_left: float) -> None:
-    """Check and time one case; a failure becomes a row of its own."""
+def measure(case: Case, ceilings: dict[str, float], results: Results, seconds_left: float, peers: bool) -> None:
+    """Check and time one case; a failure becomes a row of its own. Without `peers`, earlier times of theirs stand."""
     start = {"op": case.op, "shape": case.shape, "reach": case.reach}
     if seconds_left < case.seconds:
         print(f"{case.op} {case.shape}: skipped, {seconds_left:.0f} s left", flush=True)
         return
-    results.forget(case.op, case.shape)
     try:
         made = case.prepare()
-        rows = made.rows(start, ceilings)
+        if peers:
+            rows = made.rows(start, ceilings, {})
+        else:
+            made.peers, made.elsewhere = {}, {}
+            rows = made.rows(start, ceilings, results.peers_of(case.op, case.shape))
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         traceback.print_exc(limit=4)
-        results.add(start | {"impl": "-", "status": "ERROR", "reason": reason[:300]})
-        rows = []
+        rows = [start | {"impl": "-", "status": "ERROR", "reason": reason[:300]}]
+    results.forget(case.op, case.shape, {row["impl"] for row in rows})
     for row in rows:
         results.add(row)
     gc.collect()
@@ -136,7 +145,7 @@ def run(options: argparse.Namespace, chosen: list[Case]) -> int:
     results.table["environment"] = surroundings | {"build": built, "ceilings": ceilings}
     print(f"copy {ceilings['copy'] / 1e9:.0f} GB/s, bf16 matmul {ceilings['matmul'] / 1e12:.0f} TFLOP/s", flush=True)
     for case in chosen:
-        measure(case, ceilings, results, options.seconds - (time.monotonic() - began))
+        measure(case, ceilings, results, options.seconds - (time.monotonic() - began), not options.ours)
     results.table["environment"]["seconds"] = round(time.monotonic() - began)
     results.table["environment"]["ceilings_after"] = {"copy": copy_rate(), "matmul": matmul_rate()}
     results.write()
@@ -155,6 +164,7 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="list the rows and what each should reach, then stop")
     parser.add_argument("--only", default="", metavar="A,B", help="cases whose name or shape contains one of these")
     parser.add_argument("--seconds", type=float, default=430.0, help="cases that would end later are skipped")
+    parser.add_argument("--ours", action="store_true", help="leave the peers as an earlier run found them")
     parser.add_argument("--out", default="", help="JSON file (default: results/gpu_DEVICE.json beside this file)")
     parser.add_argument("--rebuild", action="store_true", help="build the native library even if it is there")
     options = parser.parse_args()

@@ -53,12 +53,9 @@ def _quantize(rows: int, width: int, block: tuple[int, int]) -> Made:
     x = torch.randn(rows, width, device="cuda").bfloat16()
     by_name: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
         "cuda": lambda x: cuda.quantize(x, None, list(block), *PLAIN),
-        "triton": lambda x: (
-            by_triton.quantize_rows(x, 128, E4M3, False)
-            if block[0] == 1
-            else by_triton.quantize_squares(x, E4M3, False)
-        )[:2],
     }
+    if block[0] == 1:
+        by_name["triton"] = lambda x: by_triton.quantize_rows(x, 128, E4M3, False)
 
     def check(name: str) -> str:
         wrong = []
@@ -67,7 +64,7 @@ def _quantize(rows: int, width: int, block: tuple[int, int]) -> Made:
             theirs = _quantize_cpu(given.cpu(), None, list(block), *PLAIN)
             wrong += [same("scale", scale, theirs[1]), _codes("codes", codes, theirs[0])]
         full = [by_name[each](x)[0].view(torch.uint8) for each in by_name]
-        return first_wrong(*wrong, "" if torch.equal(*full) else "cuda and triton differ at full size")
+        return first_wrong(*wrong, *(same("the other kernel, at full size", full[0], each) for each in full[1:]))
 
     ours: dict[str, list[Call]] = {name: [partial(run, x)] for name, run in by_name.items()}
     peers: dict[str, list[Call]] = {}
@@ -88,25 +85,22 @@ def _codes(name: str, mine: Tensor, theirs: Tensor) -> str:
 def _carry(rows: int, width: int) -> Made:
     from seedthink.kernels import cuda
     from seedthink.kernels.fp8 import _quantize_carry_cpu
-    from seedthink.kernels.triton import fp8 as by_triton
 
     x = torch.randn(rows, width, device="cuda").bfloat16()
     residual = (0.01 * torch.randn(rows, width, device="cuda")).bfloat16()
-    by_name: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, ...]]] = {
-        "cuda": lambda x, r: cuda.quantize_carry(x, r, None, [1, 128], *PLAIN),
-        "triton": lambda x, r: by_triton.quantize_rows(x, 128, E4M3, False, r),
-    }
 
-    def check(name: str) -> str:
+    def run(x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return cuda.quantize_carry(x, residual, None, [1, 128], *PLAIN)
+
+    def check(_: str) -> str:
         given, left = awkward(256, width), (0.01 * torch.randn(256, width, device="cuda")).bfloat16()
-        codes, scale, rest = by_name[name](given, left)
+        codes, scale, rest = run(given, left)
         theirs = _quantize_carry_cpu(given.cpu(), left.cpu(), None, [1, 128], *PLAIN)
         return first_wrong(
             same("scale", scale, theirs[1]), _codes("codes", codes, theirs[0]), same("left", rest, theirs[2])
         )
 
-    ours: dict[str, list[Call]] = {name: [partial(run, x, residual)] for name, run in by_name.items()}
-    return Made(ours, {}, check, bytes=BYTES["residual"] * rows * width)
+    return Made({"cuda": [partial(run, x, residual)]}, {}, check, bytes=BYTES["residual"] * rows * width)
 
 
 def _norm(rows: int, width: int) -> Made:
@@ -138,26 +132,20 @@ def _norm(rows: int, width: int) -> Made:
 def _permute(tokens: int, width: int) -> Made:
     from seedthink.kernels import cuda
     from seedthink.kernels.fp8 import _quantize_cpu
-    from seedthink.kernels.triton import fp8 as by_triton
 
     x = torch.randn(tokens, width, device="cuda").bfloat16()
     _, row, _, _ = routed(tokens)
-    by_name: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
-        "cuda": cuda.permute_fp8,
-        "triton": lambda x, row: by_triton.quantize_permute(x, row, E4M3, False),
-    }
 
-    def check(name: str) -> str:
+    def check(_: str) -> str:
         _, few_rows, few_tokens, _ = routed(64)
         given = awkward(64, width)
-        codes, scale = by_name[name](given, few_rows)
+        codes, scale = cuda.permute_fp8(given, few_rows)
         theirs = _quantize_cpu(given.cpu(), None, [1, 128], *PLAIN)
         index = few_tokens.cpu().long()
         return first_wrong(_codes("codes", codes, theirs[0][index]), same("scale", scale, theirs[1][index]))
 
-    ours: dict[str, list[Call]] = {name: [partial(run, x, row)] for name, run in by_name.items()}
     moved = 2.0 * tokens * width + tokens * K * width * (1 + 4 / 128) + 4 * tokens * K
-    return Made(ours, {}, check, bytes=moved)
+    return Made({"cuda": [partial(cuda.permute_fp8, x, row)]}, {}, check, bytes=moved)
 
 
 def products() -> Iterator[Case]:

@@ -27,8 +27,10 @@ class Made:
     elsewhere: dict[str, Callable[[], float]] = field(default_factory=dict)  # peers that time themselves, microseconds
     peers_within: float | None = None  # relative error of a peer's first result against ours; None: not comparable
 
-    def rows(self, start: dict[str, Any], ceilings: dict[str, float]) -> list[dict[str, Any]]:
-        """Check, then time, everything."""
+    def rows(
+        self, start: dict[str, Any], ceilings: dict[str, float], known: dict[str, dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Check, then time, everything; `known` are peers of an earlier run."""
         timed = {name: self._peer(calls) for name, calls in self.peers.items()}
         timed |= {name: _guarded(clock) for name, clock in self.elsewhere.items()}
         rows = []
@@ -37,11 +39,11 @@ class Made:
             wrong = _first_line(lambda name=name: self.check(name))
             row |= {"status": "FAIL", "reason": wrong} if wrong else _timed(calls)
             rows.append(row | (self._rates(row, ceilings) if "us" in row else {}))
-        rows += [start | {"impl": name} | row for name, row in timed.items()]
+        rows += [start | {"impl": name, "peer": True} | row for name, row in timed.items()]
         for row in rows[: len(self.ours)]:
             row["ratios"] = {
-                peer: round(other["us"] / row["us"], 2)
-                for peer, other in timed.items()
+                peer: round(device_us(other) / device_us(row), 2)
+                for peer, other in (known | timed).items()
                 if "us" in other and "us" in row
             }
         return rows
@@ -57,7 +59,7 @@ class Made:
         return {"status": "FAIL", "reason": wrong} if wrong else _timed(calls)
 
     def _rates(self, row: dict[str, Any], ceilings: dict[str, float]) -> dict[str, float]:
-        seconds = min(row["us"], row.get("graph_us", row["us"])) / 1e6
+        seconds = device_us(row) / 1e6
         found: dict[str, float] = {}
         if self.bytes:
             found |= {"bytes": self.bytes, "gb_per_s": self.bytes / seconds / 1e9}
@@ -77,6 +79,11 @@ class Case:
     reach: str
     prepare: Callable[[], Made]
     seconds: float = 15.0  # it may take
+
+
+def device_us(row: dict[str, Any]) -> float:
+    """Microseconds without the host's part: of the stream or the graph, whichever is less."""
+    return min(float(row["us"]), float(row.get("graph_us", row["us"])))
 
 
 def _first(result: Any) -> Tensor:

@@ -118,6 +118,35 @@ def kernels(rows: Rows) -> str:
     )
 
 
+def gpu(rows: Rows) -> str:
+    """Our CUDA and Triton kernels on one GPU, beside what each should reach and the peers."""
+
+    def fraction(row: Mapping[str, Any]) -> str:
+        if "of_matmul" in row:
+            return f"{row['tflop_per_s']:.0f} TFLOP/s, {row['of_matmul']:.0%} of matmul"
+        return f"{row['of_copy']:.0%} of copy" if "of_copy" in row else ""
+
+    def time(row: Mapping[str, Any]) -> str:
+        if "us" not in row:
+            return f"{row['status']}: {row.get('reason', '')}"
+        return f"{min(row['us'], row.get('graph_us', row['us'])):.1f} us"
+
+    return table(
+        ["operation", "shape", "kernel", "time", "of ceiling", "to reach", "peers take"],
+        [
+            [
+                *(row[name] for name in ("op", "shape", "impl")),
+                time(row),
+                fraction(row),
+                row["reach"],
+                ", ".join(f"{peer} {ratio:.3g}x" for peer, ratio in row.get("ratios", {}).items()),
+            ]
+            for row in rows
+            if not row.get("peer")
+        ],
+    )
+
+
 def duration(seconds: float) -> str:
     """Seconds in a unit that fits."""
     return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} us"
@@ -129,8 +158,9 @@ TABLES: Mapping[str, Callable[[Rows], str]] = {
     "rl_step": rl_step,
     "startup": startup,
     "kernels": kernels,
+    "gpu": gpu,
 }
-PAGES = ("README.md", "docs/kernels.md")
+PAGES = ("README.md", "docs/kernels.md", "docs/gpu-kernels.md")
 
 
 def made(name: str, results: Path) -> str:
@@ -138,8 +168,20 @@ def made(name: str, results: Path) -> str:
     if (results / name).is_dir():
         found = [json.loads(path.read_text()) for path in sorted((results / name).glob("*.json"))]
         return "\n\n".join(f"**{heading(each)}**\n\n{TABLES[name](each['rows'])}" for each in found)
+    if name == "gpu":
+        each_device = [json.loads(path.read_text()) for path in sorted(results.glob("gpu_*.json"))]
+        return "\n\n".join(f"**{gpu_heading(found)}**\n\n{gpu(found['rows'])}" for found in each_device)
     path = results / f"{name}.json"
     return TABLES[name](json.loads(path.read_text())["rows"]) if path.exists() else "Not measured."
+
+
+def gpu_heading(found: Mapping[str, Any]) -> str:
+    """What a GPU's numbers were taken on, and its ceilings."""
+    environment = found["environment"]
+    ceilings = environment["ceilings"]
+    words = [environment["device"], f"torch {environment['torch']}", f"Triton {environment['triton']}"]
+    words += [f"copy {ceilings['copy'] / 1e9:.0f} GB/s", f"bf16 matmul {ceilings['matmul'] / 1e12:.0f} TFLOP/s"]
+    return ", ".join([*words, environment["date"][:10]])
 
 
 def heading(found: Mapping[str, Any]) -> str:

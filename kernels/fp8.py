@@ -107,7 +107,7 @@ def quantize_fp8(
     never saturates, and (0, inf) keeps every scale. No autograd. ValueError names the argument that does not fit.
     """
     codes_MN, scale_PQ = _quantize(
-        x_MN, previous, list(block), _known(format), power_of_two, float(headroom), [float(end) for end in band]
+        x_MN, previous, list(block), known_format(format), power_of_two, float(headroom), [float(end) for end in band]
     )
     return Fp8(codes_MN.view(FORMATS[format]), scale_PQ, (block[0], block[1]))
 
@@ -131,7 +131,14 @@ def quantize_fp8_carry(
     Where x is not finite the residual starts again at zero.
     """
     codes_MN, scale_PQ, left_MN = _quantize_carry(
-        x_MN, residual_MN, previous, list(block), _known(format), power_of_two, float(headroom), list(map(float, band))
+        x_MN,
+        residual_MN,
+        previous,
+        list(block),
+        known_format(format),
+        power_of_two,
+        float(headroom),
+        list(map(float, band)),
     )
     return Fp8(codes_MN.view(FORMATS[format]), scale_PQ, (block[0], block[1])), left_MN
 
@@ -143,7 +150,8 @@ def dequantize_fp8(quantized: Fp8, dtype: torch.dtype = torch.float32) -> Tensor
     return x_MN
 
 
-def _known(format: str) -> str:
+def known_format(format: str) -> str:
+    """`format`, or ValueError unless it is one of FORMATS."""
     if format not in FORMATS:
         raise ValueError(f"format: {format!r} is not one of {', '.join(FORMATS)}")
     return format

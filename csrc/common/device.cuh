@@ -110,4 +110,37 @@ __device__ inline void await(const int32_t* flag) {
   __threadfence();
 }
 
+// A barrier of the blocks of a cluster, in two halves; cluster_leave() is the first half where no block waits for what
+// others wrote. And a word of another block's shared memory, at the place of `mine` in this one. Before sm_90 a cluster is
+// one block.
+__device__ inline void cluster_arrive() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+#endif
+}
+__device__ inline void cluster_leave() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+#endif
+}
+__device__ inline void cluster_wait() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+#else
+  __syncthreads();
+#endif
+}
+__device__ inline uint32_t word_of_block(const uint32_t* mine, int32_t block) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  uint32_t at, word;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+               : "=r"(at)
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(mine))), "r"(block));
+  asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(word) : "r"(at) : "memory");
+  return word;
+#else
+  return *mine;
+#endif
+}
+
 }  // namespace seedthink::cuda

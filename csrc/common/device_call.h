@@ -40,6 +40,28 @@ class DeviceCall {
     same.cuda = false;
     same.check(what, dtype, sizes);
   }
+
+  // Whether the device has clusters, and launches that start before the one in front of them has ended. Only there does
+  // the code for sm_90a run; what runs on later devices does not wait for the launch before it.
+  bool hopper() const {
+    int major = 0;
+    require(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_), operation_, "no such device");
+    return major == 9;
+  }
+
+  // A launch with one attribute more than <<< >>> has.
+  template <typename... Arguments>
+  void launch_with(const cudaLaunchAttribute& attribute, unsigned blocks, unsigned threads, void (*kernel)(Arguments...),
+                   const Arguments&... arguments) const {
+    cudaLaunchAttribute attributes[] = {attribute};
+    cudaLaunchConfig_t config{};
+    config.gridDim = blocks;
+    config.blockDim = threads;
+    config.stream = stream;
+    config.attrs = attributes;
+    config.numAttrs = 1;
+    require(cudaLaunchKernelEx(&config, kernel, arguments...), operation_, "launch failed");
+  }
   void launched() const { require(cudaGetLastError(), operation_, "launch failed"); }
 
   const cudaStream_t stream;
@@ -48,6 +70,14 @@ class DeviceCall {
   const char* operation_;
   int device_;
 };
+
+// Lets a launch start before the one in front of it has ended; it waits in its own code (await_kernel_before).
+inline cudaLaunchAttribute early_start() {
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  return early;
+}
 
 inline int64_t padded(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 inline unsigned blocks_for(int64_t count, int64_t each) { return static_cast<unsigned>((count + each - 1) / each); }

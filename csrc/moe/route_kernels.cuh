@@ -1,304 +1,255 @@
-// Device code of routing: a warp chooses a token's experts, then blocks place the rows.
+// Device code of routing: a warp chooses a token's experts (choose_experts.cuh), then blocks place the rows.
 //
-// 1. choose_experts: each block takes one range of tokens, a warp one token at a time. Lane l holds the keys of experts
-//    l, l + 32, ...; a round of choice is two warp reductions, the largest key and the smallest expert that has it. The
-//    block leaves how many tokens it gave to each expert.
+// 1. choose_experts: each block takes one range of tokens, a warp one token at a time, and leaves how many tokens it gave
+//    to each expert.
 // 2. place_rows: each block adds up those counts to find where its rows of each expert begin, and ranks its own tokens
 //    by bits below them in a word of tokens per expert. Atomics only ever add or set bits: no order comes from them.
+// Few tokens take one launch, route_cluster: a warp has one token, and the blocks read each other's words of tokens.
 #pragma once
 
-#include "common/device.cuh"
+#include "moe/choose_experts.cuh"
 
 namespace seedthink::cuda {
 
-constexpr int kRouteWarps = 32, kRouteThreads = 32 * kRouteWarps;
-constexpr int kRanges = 128;         // ranges of tokens at most: a warp reads an expert's counts in one load
-constexpr int kMostExperts = 512;    // sixteen to a lane
+constexpr int kMostWarps = 32;       // of a block
+constexpr int kPlaceThreads = 512;   // with so few registers that they wait beside the largest block that chooses
+constexpr int kRanges = 128;         // ranges of tokens at most
+constexpr int kCluster = 8;          // blocks that route few tokens in one launch
 constexpr int kTileTokens = 128;     // tokens that are ranked at a time
 constexpr int kTileWords = kTileTokens / 32;
-constexpr float kTiny = 1e-20f;      // keeps a sum of scores that are all zero from dividing zero by zero (DeepSeek-V3)
 
-struct Rule {
-  int32_t T, E, K;
-  bool sigmoid, norm_topk;
-  float scale;
-  const float* bias;  // may be null
-  int32_t groups, kept_groups;
-  int32_t ranges, range;  // how many ranges of tokens, and tokens of a range
+// Warps of a block where a lane has P experts: sixteen take more registers than a thread of the largest block may have.
+template <int P>
+constexpr int kWarpsOf = P < 16 ? kMostWarps : 16;
 
-  // Whether scores, and not logits, are compared. Scores grow with the logits, which never tie by rounding.
-  __device__ bool by_score() const { return bias != nullptr || groups > 1; }
-};
+constexpr int kPack = 4, kPackWords = 2;  // counts that are read at a time: two to a word
+constexpr int32_t packs_of(int32_t experts) { return (experts + kPack - 1) / kPack; }
 
 struct RouteOutput {
   int32_t* ids;
   float* weight;
-  uint16_t* count;  // [E, kRanges]: tokens of a range that go to an expert
-};
+  uint32_t* count;  // [ranges, packs of experts, kPackWords]: tokens of a range that go to an expert
 
-// Unsigned integers that order like floats (-0 like 0); every number, even -inf, is above 0.
-__device__ inline uint32_t key_of(float x) {
-  const uint32_t u = __float_as_uint(x + 0.f);
-  return (u & 0x80000000u) != 0 ? ~u : u | 0x80000000u;
-}
-__device__ inline float value_of(uint32_t key) {
-  return __uint_as_float((key & 0x80000000u) != 0 ? key & 0x7fffffffu : ~key);
-}
-
-// exp as exp_unfused of common/simd.h computes it: the same bits as on the CPU, so that the same experts are chosen.
-__device__ inline float exp_unfused(float x) {
-  const auto madd = [](float a, float b, float c) { return __fadd_rn(__fmul_rn(a, b), c); };
-  const float clamped = fmaxf(fminf(x, 88.7228f), -87.3365f), magic = 12582912.f;
-  const float n = __fsub_rn(madd(clamped, 1.44269504088896341f, magic), magic);
-  const float r = madd(n, 2.12194440e-4f, madd(n, -0.693359375f, clamped));
-  float p = madd(1.9875691500e-4f, r, 1.3981999507e-3f);
-  p = madd(p, r, 8.3334519073e-3f);
-  p = madd(p, r, 4.1665795894e-2f);
-  p = madd(p, r, 1.6666665459e-1f);
-  p = madd(p, r, 5.0000001201e-1f);
-  p = __fadd_rn(madd(p, __fmul_rn(r, r), r), 1.f);
-  const int exponent = static_cast<int>(n), half = exponent >> 1;
-  const float y = __fmul_rn(__fmul_rn(p, __uint_as_float(static_cast<uint32_t>(half + 127) << 23)),
-                            __uint_as_float(static_cast<uint32_t>(exponent - half + 127) << 23));
-  if (x < -87.3365f) return 0.f;
-  if (x > 88.7228f) return __uint_as_float(0x7f800000u);
-  return x == x ? y : x;
-}
-__device__ inline float sigmoid(float x) { return __fdiv_rn(1.f, __fadd_rn(1.f, exp_unfused(-x))); }
-
-// The sum of a row's values in the order of the CPU: sixteen chains over e, e + 16, ..., then a tree.
-template <int P>
-__device__ inline float row_sum(const float (&x)[P]) {
-  const bool upper = (threadIdx.x & 16) != 0;
-  float chain = 0.f;
-#pragma unroll
-  for (int j = 0; j < P; ++j) {
-    const float partner = __shfl_xor_sync(kWarp, x[j], 16);
-    chain = __fadd_rn(__fadd_rn(chain, upper ? partner : x[j]), upper ? x[j] : partner);
-  }
-  return warp_sum<16>(chain);
-}
-
-// Removes the largest of the lanes' keys, the smallest expert of equals. Returns it; `key` 0 means removed.
-template <int P>
-__device__ inline int32_t take_largest(uint32_t (&key)[P], uint32_t& top) {
-  const int32_t lane = threadIdx.x % 32;
-  uint32_t best = 0, expert = ~0u;
-#pragma unroll
-  for (int j = P - 1; j >= 0; --j)
-    if (key[j] >= best && key[j] != 0) {
-      best = key[j];
-      expert = 32 * j + lane;
-    }
-  top = __reduce_max_sync(kWarp, best);
-  const auto taken = static_cast<int32_t>(__reduce_min_sync(kWarp, best == top ? expert : ~0u));
-#pragma unroll
-  for (int j = 0; j < P; ++j)
-    if (32 * j + lane == taken) key[j] = 0;
-  return taken;
-}
-
-// Takes the experts outside the best groups out of the race. A group's score is the sum of its two best keys.
-template <int P>
-__device__ inline void keep_groups(const Rule& rule, uint32_t (&key)[P]) {
-  const int32_t lane = threadIdx.x % 32, size = rule.E / rule.groups;
-  int32_t group[P];
-#pragma unroll
-  for (int j = 0; j < P; ++j) group[j] = (32 * j + lane) / size;
-  uint32_t mine[1] = {0};  // the score of group number `lane`
-  for (int32_t g = 0; g < rule.groups; ++g) {
-    uint32_t first = 0, second = 0;
-#pragma unroll
-    for (int j = 0; j < P; ++j) {
-      const uint32_t x = group[j] == g ? key[j] : 0;
-      second = max(second, min(first, x));
-      first = max(first, x);
-    }
-    const uint32_t best = __reduce_max_sync(kWarp, first);
-    const unsigned holders = __ballot_sync(kWarp, first == best);
-    const bool holds = (holders & ((1u << lane) - 1u)) == 0 && first == best;  // one lane gives its best away
-    const uint32_t next = __reduce_max_sync(kWarp, holds ? second : first);
-    if (lane == g) mine[0] = key_of(size > 1 ? __fadd_rn(value_of(best), value_of(next)) : value_of(best));
-  }
-  uint32_t kept = 0, top;
-  for (int32_t i = 0; i < rule.kept_groups; ++i) kept |= 1u << take_largest<1>(mine, top);
-#pragma unroll
-  for (int j = 0; j < P; ++j)
-    if (group[j] < 32 && ((kept >> group[j]) & 1u) == 0) key[j] = 0;
-}
-
-// What a row's scores are made of.
-struct Row {
-  float top, whole;  // the largest logit; the sum of exp(logit - top) where it is wanted, else 1
-  bool sigmoid;
-  __device__ float score(float logit) const {
-    return sigmoid ? cuda::sigmoid(logit) : __fdiv_rn(exp_unfused(__fsub_rn(logit, top)), whole);
+  __device__ void write(int64_t at, int32_t expert, float w) const {
+    ids[at] = expert;
+    weight[at] = w;
   }
 };
 
-// Loads a row and finds the keys to compare. False where the row has NaN or +inf, or nothing finite.
 template <typename X, int P>
-__device__ inline bool read_row(const Rule& rule, const X* logits, Row& row, uint32_t (&key)[P]) {
-  const int32_t lane = threadIdx.x % 32;
-  const float lowest = -__uint_as_float(0x7f800000u);
-  float x[P], top = lowest;
-  bool sound = true;
-#pragma unroll
-  for (int j = 0; j < P; ++j) {
-    const int32_t e = 32 * j + lane;
-    x[j] = e < rule.E ? widen(logits[e]) : lowest;
-    sound = sound && x[j] < __uint_as_float(0x7f800000u);  // false for NaN
-    top = fmaxf(top, x[j]);
-  }
-  row = {warp_max(top), 1.f, rule.sigmoid};
-  if (__ballot_sync(kWarp, sound) != kWarp || row.top == lowest) return false;
-  if (!rule.sigmoid && (rule.by_score() || !rule.norm_topk)) {
-    float y[P];
-#pragma unroll
-    for (int j = 0; j < P; ++j) y[j] = exp_unfused(__fsub_rn(x[j], row.top));
-    row.whole = row_sum(y);
-  }
-#pragma unroll
-  for (int j = 0; j < P; ++j) {
-    const int32_t e = 32 * j + lane;
-    float compared = x[j];
-    if (rule.by_score()) compared = __fadd_rn(row.score(x[j]), rule.bias != nullptr && e < rule.E ? rule.bias[e] : 0.f);
-    key[j] = e < rule.E ? key_of(compared) : 0;
-  }
-  return true;
-}
-
-// One token: experts in ascending order and their weights. NaN weights, and some experts, for a row without scores.
-template <typename X, int P>
-__device__ inline void route_token(const Rule& rule, const X* logits, int32_t* ids, float* weight, int32_t* count) {
-  const int32_t lane = threadIdx.x % 32;
-  Row row;
-  uint32_t key[P], top;
-  int32_t expert = lane, place = lane;  // lane k keeps the k-th choice
-  const bool sound = read_row(rule, logits, row, key);
-  if (sound && rule.groups > 1) keep_groups(rule, key);
-  for (int32_t k = 0; sound && k < rule.K; ++k) {
-    const int32_t taken = take_largest(key, top);
-    const unsigned below = __ballot_sync(kWarp, lane < k && expert < taken);
-    if (lane < k && taken < expert) ++place;
-    if (lane == k) {
-      expert = taken;
-      place = __popc(below);
-    }
-  }
-  const bool chosen = lane < rule.K;
-  float score = chosen && sound ? row.score(widen(logits[expert])) : 0.f;
-  if (rule.norm_topk) score = __fdiv_rn(score, warp_sum(score) + kTiny);
-  if (!chosen) return;
-  ids[place] = expert;
-  weight[place] = sound ? score * rule.scale : __uint_as_float(0x7fc00000u);
-  atomicAdd(count + expert, 1);
-}
-
-template <typename X, int P>
-__global__ void __launch_bounds__(kRouteThreads) choose_experts(Rule rule, const X* logits, RouteOutput out) {
-  __shared__ int32_t count[kMostExperts];
-  for (int32_t e = threadIdx.x; e < rule.E; e += kRouteThreads) count[e] = 0;
+__global__ void __launch_bounds__(32 * kWarpsOf<P>, P < 16 ? 0 : 1)
+    choose_experts(Rule rule, const X* logits, RouteOutput out) {
+  __shared__ uint32_t count[kMostExperts];
+  __shared__ Choice slot[kWarpsOf<P>][kMostChoices + 1];
+  start_next_kernel();
+  const int32_t warp = this_warp(), lane = threadIdx.x % 32, packs = packs_of(rule.E);
+  for (int32_t e = threadIdx.x; e < packs * kPack; e += blockDim.x) count[e] = 0;
   __syncthreads();
   const int32_t begin = blockIdx.x * rule.range, end = min(rule.T, begin + rule.range);
-  for (int32_t t = begin + static_cast<int32_t>(threadIdx.x / 32); t < end; t += kRouteWarps) {
-    const int64_t at = static_cast<int64_t>(t) * rule.K;
-    route_token<X, P>(rule, logits + static_cast<int64_t>(t) * rule.E, out.ids + at, out.weight + at, count);
-    __syncwarp();
+  for (int32_t t = begin + warp; t < end; t += blockDim.x / 32) {
+    const Choice choice = route_token<X, P>(rule, logits + static_cast<int64_t>(t) * rule.E, slot[warp]);
+    if (lane >= rule.K) continue;
+    out.write(static_cast<int64_t>(t) * rule.K + lane, choice.expert, choice.value);
+    atomicAdd(count + choice.expert, 1u);
   }
   __syncthreads();
-  for (int32_t e = threadIdx.x; e < rule.E; e += kRouteThreads)
-    out.count[e * kRanges + blockIdx.x] = static_cast<uint16_t>(count[e]);
+  for (int32_t pack = threadIdx.x; pack < packs; pack += blockDim.x) {
+    const uint32_t* rows = count + pack * kPack;
+    store_pack<uint32_t, kPackWords>(out.count + (static_cast<int32_t>(blockIdx.x) * packs + pack) * kPackWords,
+                                     {rows[0] | rows[1] << 16, rows[2] | rows[3] << 16});
+  }
 }
 
 struct Places {
   int32_t *counts, *offsets, *row, *token;
 };
 
-// For every expert: its rows in all ranges, and those in ranges before this one.
-__device__ inline void add_counts(const Rule& rule, const uint16_t* count, int32_t* all, int32_t* before) {
-  constexpr int kEach = kRanges / 32;
-  const int32_t lane = threadIdx.x % 32, mine = blockIdx.x;
-  for (int32_t e = threadIdx.x / 32; e < rule.E; e += kRouteWarps) {
-    const auto part = load_pack<uint16_t, kEach>(count + e * kRanges + lane * kEach);
-    uint32_t sum = 0, earlier = 0;
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      const int32_t range = lane * kEach + i;
-      const uint32_t rows = range < rule.ranges ? part.at[i] : 0;  // behind them the workspace is not written
-      sum += rows;
-      earlier += range < mine ? rows : 0;
-    }
-    sum = __reduce_add_sync(kWarp, sum);
-    earlier = __reduce_add_sync(kWarp, earlier);
-    if (lane == 0) {
-      all[e] = static_cast<int32_t>(sum);
-      before[e] = static_cast<int32_t>(earlier);
-    }
-  }
-}
+// For every expert: its rows in all ranges, where its rows begin, and where this block's next one goes.
+struct Tally {
+  int32_t all[kMostExperts], first[kMostExperts + 1], next[kMostExperts];
 
-// One warp: exclusive sums of all[0..E) into first[0..E].
-__device__ inline void scan_counts(int32_t E, const int32_t* all, int32_t* first) {
-  const int32_t lane = threadIdx.x % 32;
-  int32_t base = 0;
-  for (int32_t begin = 0; begin < E; begin += 32) {
-    const int32_t e = begin + lane, mine = e < E ? all[e] : 0;
-    int32_t sum = mine;
+  __device__ void clear() {
+    for (int32_t e = threadIdx.x; e < kMostExperts; e += blockDim.x) all[e] = next[e] = 0;
+  }
+
+  // One warp, once all[] is known and next[] says how many rows lie in ranges before this one.
+  __device__ void scan(int32_t E) {
+    const int32_t lane = threadIdx.x % 32, each = (E + 31) / 32, begin = min(E, lane * each), end = min(E, begin + each);
+    int32_t mine = 0, sum;
+#pragma unroll 4
+    for (int32_t e = begin; e < end; ++e) mine += all[e];
+    sum = mine;
 #pragma unroll
     for (int d = 1; d < 32; d *= 2) {
       const int32_t below = __shfl_up_sync(kWarp, sum, d);
       if (lane >= d) sum += below;
     }
-    if (e < E) first[e] = base + sum - mine;
-    base += __shfl_sync(kWarp, sum, 31);
+    int32_t at = sum - mine;
+#pragma unroll 4
+    for (int32_t e = begin; e < end; ++e) {
+      first[e] = at;
+      next[e] += at;
+      at += all[e];
+    }
+    if (lane == 31) first[E] = sum;
   }
-  if (lane == 0) first[E] = base;
+
+  __device__ void write(int32_t E, const Places& out) const {
+    for (int32_t e = threadIdx.x; e <= E; e += blockDim.x) out.offsets[e] = first[e];
+    for (int32_t e = threadIdx.x; e < E; e += blockDim.x) out.counts[e] = all[e];
+  }
+};
+
+// Adds up the counts of all ranges, and of those before this one: a thread takes a pack of experts and some ranges.
+__device__ inline void add_counts(const Rule& rule, const uint32_t* count, Tally& tally) {
+  constexpr int kLoads = 8;  // in flight
+  const int32_t packs = packs_of(rule.E), pack = threadIdx.x % packs, parts = blockDim.x / packs;
+  const int32_t part = threadIdx.x / packs, mine = blockIdx.x;
+  if (part >= min(parts, rule.ranges)) return;
+  int32_t all[kPack] = {}, before[kPack] = {};
+  for (int32_t first = part; first < rule.ranges; first += kLoads * parts) {
+    Pack<uint32_t, kPackWords> rows[kLoads] = {};
+#pragma unroll
+    for (int n = 0; n < kLoads; ++n) {
+      const int32_t range = first + n * parts;
+      if (range < rule.ranges) rows[n] = load_pack<uint32_t, kPackWords>(count + (range * packs + pack) * kPackWords);
+    }
+#pragma unroll
+    for (int n = 0; n < kLoads; ++n)
+#pragma unroll
+      for (int i = 0; i < kPack; ++i) {
+        const int32_t each = (rows[n].at[i / 2] >> (16 * (i % 2))) & 0xffffu;
+        all[i] += each;
+        before[i] += first + n * parts < mine ? each : 0;
+      }
+  }
+#pragma unroll
+  for (int i = 0; i < kPack; ++i) {
+    atomicAdd(tally.all + pack * kPack + i, all[i]);
+    if (part < mine) atomicAdd(tally.next + pack * kPack + i, before[i]);
+  }
 }
 
-// Ranks `tokens` tokens from t on: the rows of an expert continue at next[e]. `chosen` is all zeros, before and after.
-__device__ inline void place_tile(const Rule& rule, int32_t t, int32_t tokens, const int32_t* ids, uint32_t* chosen,
-                                  int32_t* next, const Places& out) {
-  const int64_t base = static_cast<int64_t>(t) * rule.K;
-  for (int32_t i = threadIdx.x; i < tokens * rule.K; i += kRouteThreads) {
-    const int32_t token = i / rule.K;
-    atomicOr(chosen + ids[base + i] * kTileWords + token / 32, 1u << (token % 32));
+// A tile of tokens, from t on, as bits of tokens per expert.
+struct Tile {
+  int32_t K, shift, t, tokens;  // a token's choices take 1 << shift threads
+  const int32_t* ids;
+
+  // The choice that the thread of this number takes; -1 where there is none.
+  __device__ int32_t expert(int32_t thread) const {
+    const int32_t token = thread >> shift, k = thread - (token << shift);
+    return token < tokens && k < K ? ids[token * K + k] : -1;
   }
-  __syncthreads();
-  for (int32_t i = threadIdx.x; i < tokens * rule.K; i += kRouteThreads) {
-    const int32_t token = i / rule.K, e = ids[base + i];
-    const uint32_t* word = chosen + e * kTileWords;
-    int32_t row = next[e] + __popc(word[token / 32] & ((1u << (token % 32)) - 1u));
-    for (int32_t w = 0; w < token / 32; ++w) row += __popc(word[w]);
-    out.row[base + i] = row;
-    out.token[row] = t + token;
+  // Calls each(choice's index, token, expert) for the choices of this thread, of which the caller has read the first.
+  template <typename F>
+  __device__ void for_choices(int32_t e, const F& each) const {
+    for (int32_t i = threadIdx.x; i < tokens << shift; i += kPlaceThreads) {
+      const int32_t token = i >> shift;
+      if (e >= 0) each(token * K + i - (token << shift), token, e);
+      e = expert(i + kPlaceThreads);
+    }
   }
-  __syncthreads();
-  for (int32_t e = threadIdx.x; e < rule.E; e += kRouteThreads)
+  __device__ void mark(int32_t first, uint32_t* chosen) const {
+    for_choices(first, [&](int32_t, int32_t token, int32_t e) {
+      atomicOr(chosen + e * kTileWords + token / 32, 1u << (token % 32));
+    });
+  }
+  __device__ void place(int32_t first, const uint32_t* chosen, const int32_t* next, const Places& out) const {
+    int32_t* rows = out.row + static_cast<int64_t>(t) * K;
+    for_choices(first, [&](int32_t at, int32_t token, int32_t e) {
+      const uint32_t* word = chosen + e * kTileWords;
+      int32_t row = next[e] + __popc(word[token / 32] & ((1u << (token % 32)) - 1u));
+      for (int32_t w = 0; w < token / 32; ++w) row += __popc(word[w]);
+      rows[at] = row;
+      out.token[row] = t + token;
+    });
+  }
+};
+
+__device__ inline Tile tile_of(const Rule& rule, int32_t t, int32_t end, const int32_t* ids) {
+  return {rule.K, 32 - __clz(rule.K - 1), t, min(kTileTokens, end - t), ids + static_cast<int64_t>(t) * rule.K};
+}
+
+// Moves next[] past the tile, and clears the tile.
+__device__ inline void leave_tile(int32_t E, uint32_t* chosen, int32_t* next) {
+  for (int32_t e = threadIdx.x; e < E; e += kPlaceThreads)
     for (int w = 0; w < kTileWords; ++w) {
       next[e] += __popc(chosen[e * kTileWords + w]);
       chosen[e * kTileWords + w] = 0;
     }
-  __syncthreads();
 }
 
-__global__ void __launch_bounds__(kRouteThreads) place_rows(Rule rule, const int32_t* ids, const uint16_t* count,
+__global__ void __launch_bounds__(kPlaceThreads, 3) place_rows(Rule rule, const int32_t* ids, const uint32_t* count,
                                                             Places out) {
-  __shared__ int32_t all[kMostExperts], next[kMostExperts], first[kMostExperts + 1];
+  __shared__ Tally tally;
   __shared__ uint32_t chosen[kMostExperts * kTileWords];
-  for (int32_t i = threadIdx.x; i < rule.E * kTileWords; i += kRouteThreads) chosen[i] = 0;
-  add_counts(rule, count, all, next);
+  for (int32_t i = threadIdx.x; i < rule.E * kTileWords; i += kPlaceThreads) chosen[i] = 0;
+  tally.clear();
   __syncthreads();
-  if (threadIdx.x < 32) scan_counts(rule.E, all, first);
+  await_kernel_before();
+  const int32_t begin = blockIdx.x * rule.range, end = min(rule.T, begin + rule.range);
+  Tile tile = tile_of(rule, begin, end, ids);
+  int32_t first = tile.expert(threadIdx.x);  // is on its way while counts are added up
+  add_counts(rule, count, tally);
+  tile.mark(first, chosen);
   __syncthreads();
-  for (int32_t e = threadIdx.x; e < rule.E; e += kRouteThreads) next[e] += first[e];
-  if (blockIdx.x == 0) {
-    for (int32_t e = threadIdx.x; e <= rule.E; e += kRouteThreads) out.offsets[e] = first[e];
-    for (int32_t e = threadIdx.x; e < rule.E; e += kRouteThreads) out.counts[e] = all[e];
+  if (this_warp() == 0) tally.scan(rule.E);
+  __syncthreads();
+  if (blockIdx.x == 0) tally.write(rule.E, out);
+  for (int32_t t = begin; t < end; t += kTileTokens) {
+    if (t > begin) {
+      leave_tile(rule.E, chosen, tally.next);
+      __syncthreads();
+      tile = tile_of(rule, t, end, ids);
+      first = tile.expert(threadIdx.x);
+      tile.mark(first, chosen);
+      __syncthreads();
+    }
+    tile.place(first, chosen, tally.next, out);
+    __syncthreads();
+  }
+}
+
+// Both at once for few tokens: one cluster of kCluster blocks, each with at most as many tokens as warps.
+template <typename X, int P>
+__global__ void __launch_bounds__(32 * kWarpsOf<P>, 1) route_cluster(Rule rule, const X* logits, RouteOutput out,
+                                                                   Places places) {
+  __shared__ uint32_t chosen[kMostExperts];  // bits of tokens
+  __shared__ Tally tally;
+  __shared__ Choice slot[kWarpsOf<P>][kMostChoices + 1];
+  for (int32_t e = threadIdx.x; e < rule.E; e += blockDim.x) chosen[e] = 0;
+  __syncthreads();
+  const int32_t mine = blockIdx.x, warp = this_warp(), lane = threadIdx.x % 32, t = mine * rule.range + warp;
+  const bool live = warp < rule.range && t < rule.T;
+  Choice choice{};
+  if (live) choice = route_token<X, P>(rule, logits + static_cast<int64_t>(t) * rule.E, slot[warp]);
+  if (live && lane < rule.K) atomicOr(chosen + choice.expert, 1u << warp);
+  cluster_arrive();
+  cluster_wait();
+  for (int32_t e = threadIdx.x; e < rule.E; e += blockDim.x) {
+    int32_t all = 0, before = 0;
+#pragma unroll
+    for (int32_t range = 0; range < kCluster; ++range) {
+      const int32_t rows = range < rule.ranges ? __popc(word_of_block(chosen + e, range)) : 0;
+      all += rows;
+      before += range < mine ? rows : 0;
+    }
+    tally.all[e] = all;
+    tally.next[e] = before;
   }
   __syncthreads();
-  const int32_t begin = blockIdx.x * rule.range, end = min(rule.T, begin + rule.range);
-  for (int32_t t = begin; t < end; t += kTileTokens) place_tile(rule, t, min(kTileTokens, end - t), ids, chosen, next, out);
+  cluster_leave();  // this block has read from the others, and ends when they have read from it
+  if (warp == 0) tally.scan(rule.E);
+  __syncthreads();
+  if (mine == 0) tally.write(rule.E, places);
+  if (live && lane < rule.K) {
+    const int64_t at = static_cast<int64_t>(t) * rule.K + lane;
+    const int32_t row = tally.next[choice.expert] + __popc(chosen[choice.expert] & ((1u << warp) - 1u));
+    out.write(at, choice.expert, choice.value);  // not sooner: the barrier of the cluster waits for what was written
+    places.row[at] = row;
+    places.token[row] = t;
+  }
+  cluster_wait();
 }
 
 // dlogits of one token per warp. A sigmoid's derivative is s (1 - s); the normalised softmax scores are a softmax over the

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <functional>
 #include <vector>
 
 #include "common/tuning.h"
@@ -25,36 +26,96 @@ double philox_uniform(uint64_t seed, uint64_t position) {
   return static_cast<double>(((static_cast<uint64_t>(c[0]) << 32) | c[1]) >> 11) * 0x1p-53;
 }
 
-// Zeroes the weights that top-k and top-p leave out. Order: descending weight, ties to the smaller id. Only as long a
-// prefix is sorted as the nucleus turns out to need.
-void cut(std::vector<float>& weight, int64_t top_k, float top_p) {
+// The sum of the weights of one vector from i on.
+double tile_mass(const std::vector<float>& weight, int64_t i) {
   const int64_t V = static_cast<int64_t>(weight.size());
-  std::vector<int32_t> order(V);
-  for (int64_t i = 0; i < V; ++i) order[i] = static_cast<int32_t>(i);
-  const auto first = order.begin();
-  const auto before = [&](int32_t a, int32_t b) { return weight[a] > weight[b] || (weight[a] == weight[b] && a < b); };
-  int64_t kept = top_k > 0 && top_k < V ? top_k : V;
-  if (kept < V) std::nth_element(first, first + kept, order.end(), before);
-  if (top_p < 1.f) {
-    double total = 0., mass = 0.;
-    for (int64_t i = 0; i < kept; ++i) total += weight[order[i]];
-    const double goal = static_cast<double>(top_p) * total;
-    int64_t inside = 0;
-    for (int64_t sorted = 0, head = std::min<int64_t>(kept, 256); mass < goal && sorted < kept;
-         sorted = head, head = std::min(kept, head * 8)) {
-      if (head < kept) std::nth_element(first + sorted, first + head, first + kept, before);
-      std::sort(first + sorted, first + head, before);
-      while (inside < head && mass < goal) mass += weight[order[inside++]];
-    }
-    kept = std::max<int64_t>(1, inside);
+  return static_cast<double>(
+      sum(i + kLanes <= V ? load(weight.data() + i) : load_n(weight.data() + i, static_cast<int>(V - i))));
+}
+
+double mass_of(const std::vector<float>& weight) {
+  double total = 0.;
+  for (int64_t i = 0; i < static_cast<int64_t>(weight.size()); i += kLanes) total += tile_mass(weight, i);
+  return total;
+}
+
+// Memory of a thread, kept from row to row.
+struct Scratch {
+  std::vector<float> weight, some;
+  std::vector<int32_t> order;
+};
+
+// Fills `order` with the ids of all weights that are not below some number; about `aim` of them, by a sample of the row.
+void find_largest(Scratch& s, int64_t aim) {
+  constexpr int64_t kSample = 4096;
+  const int64_t V = static_cast<int64_t>(s.weight.size()), stride = std::max<int64_t>(1, V / kSample);
+  float least = 0.f;
+  if (aim < V) {
+    s.some.clear();
+    for (int64_t i = 0; i < V; i += stride) s.some.push_back(s.weight[i]);
+    const auto place = s.some.begin() + std::min<int64_t>(aim / stride, static_cast<int64_t>(s.some.size()) - 1);
+    std::nth_element(s.some.begin(), place, s.some.end(), std::greater<>());
+    least = *place;
   }
-  for (int64_t i = kept; i < V; ++i) weight[order[i]] = 0.f;
+  s.order.resize(V);
+  int64_t found = 0;
+  for (int64_t i = 0; i < V; ++i) {
+    s.order[found] = static_cast<int32_t>(i);
+    found += s.weight[i] >= least;
+  }
+  s.order.resize(found);
+}
+
+// How many of the first `kept` of `order` reach `goal` together, the largest first; sorts as long a prefix as that takes.
+int64_t nucleus(Scratch& s, int64_t kept, double goal, double& mass) {
+  const auto first = s.order.begin();
+  const auto before = [&](int32_t a, int32_t b) {
+    return s.weight[a] > s.weight[b] || (s.weight[a] == s.weight[b] && a < b);
+  };
+  int64_t inside = 0, sorted = 0;
+  for (int64_t head = std::min<int64_t>(kept, 256); mass < goal && sorted < kept;
+       sorted = head, head = std::min(kept, head * 8)) {
+    if (head < kept) std::nth_element(first + sorted, first + head, first + kept, before);
+    std::sort(first + sorted, first + head, before);
+    while (inside < head && mass < goal) mass += s.weight[s.order[inside++]];
+  }
+  return std::max<int64_t>(1, inside);
+}
+
+// Zeroes the weights that top-k and top-p leave out. Order: descending weight, ties to the smaller id. Only ids of large
+// weights are looked at, and more of them where they turn out to be too few.
+void cut(Scratch& s, int64_t top_k, float top_p) {
+  const int64_t V = static_cast<int64_t>(s.weight.size()), most = top_k > 0 && top_k < V ? top_k : V;
+  const double all = most == V ? mass_of(s.weight) : 0.;
+  int64_t kept = 0;
+  for (int64_t aim = most < V ? 4 * most + 64 : 1024; kept == 0; aim *= 8) {
+    find_largest(s, aim);
+    const auto found = static_cast<int64_t>(s.order.size());
+    if (most < V && found < most) continue;
+    kept = std::min(most, found);
+    const auto before = [&](int32_t a, int32_t b) {
+      return s.weight[a] > s.weight[b] || (s.weight[a] == s.weight[b] && a < b);
+    };
+    if (kept < found) std::nth_element(s.order.begin(), s.order.begin() + kept, s.order.end(), before);
+    if (top_p == 1.f) break;
+    double total = all, mass = 0.;
+    if (most < V)
+      for (int64_t i = 0; i < kept; ++i) total += s.weight[s.order[i]];
+    const double goal = static_cast<double>(top_p) * total;
+    const int64_t inside = nucleus(s, kept, goal, mass);
+    kept = mass >= goal || kept == most || found == V ? inside : 0;  // 0: the nucleus goes on behind what was found
+  }
+  s.some.resize(kept);
+  for (int64_t i = 0; i < kept; ++i) s.some[i] = s.weight[s.order[i]];
+  std::fill(s.weight.begin(), s.weight.end(), 0.f);
+  for (int64_t i = 0; i < kept; ++i) s.weight[s.order[i]] = s.some[i];
 }
 
 int64_t greedy(const float* logits, int64_t V) { return std::max_element(logits, logits + V) - logits; }
 
 int64_t draw(const float* logits, int64_t V, const RowStats& row, int64_t top_k, float top_p, double uniform,
-             std::vector<float>& weight) {
+             Scratch& scratch) {
+  std::vector<float>& weight = scratch.weight;
   weight.resize(V);
   const vf inverse = splat(row.inverse), shift = splat(row.max);
   for (int64_t i = 0; i < V; i += kLanes) {
@@ -64,17 +125,12 @@ int64_t draw(const float* logits, int64_t V, const RowStats& row, int64_t top_k,
     else
       store_n(weight.data() + i, e, static_cast<int>(V - i));
   }
-  if ((top_k > 0 && top_k < V) || top_p < 1.f) cut(weight, top_k, top_p);
-  const auto tile = [&](int64_t i) {
-    return static_cast<double>(sum(i + kLanes <= V ? load(weight.data() + i)
-                                                   : load_n(weight.data() + i, static_cast<int>(V - i))));
-  };
-  double total = 0., cumulative = 0.;
-  for (int64_t i = 0; i < V; i += kLanes) total += tile(i);
-  const double goal = uniform * total;
+  if ((top_k > 0 && top_k < V) || top_p < 1.f) cut(scratch, top_k, top_p);
+  double cumulative = 0.;
+  const double goal = uniform * mass_of(weight);
   int64_t begin = 0, last = 0;  // the tile that holds the goal; the last one with any weight, should rounding pass the end
   for (; begin < V; begin += kLanes) {
-    const double mass = tile(begin);
+    const double mass = tile_mass(weight, begin);
     if (cumulative + mass > goal) break;
     if (mass > 0.) last = begin;
     cumulative += mass;
@@ -112,7 +168,7 @@ void sample_rows(const View& logits_BV, const View& temperature_B, const View& t
   std::atomic<int64_t> bad{-1};
   const Launch launch = tuned(Op::sampling, 2048);
   parallel(launch, B, launch.rows(V), [&](int64_t begin, int64_t end) {
-    thread_local std::vector<float> weight;
+    thread_local Scratch scratch;
     for (int64_t b = begin; b < end; ++b) {
       const float* logits = logits_BV.as<float>() + b * V;
       const bool pick = temperature[b] == 0.f;
@@ -124,7 +180,7 @@ void sample_rows(const View& logits_BV, const View& temperature_B, const View& t
       const double uniform = philox_uniform(static_cast<uint64_t>(seed_B.as<int64_t>()[b]),
                                             static_cast<uint64_t>(position_B.as<int64_t>()[b]));
       const int64_t token =
-          pick ? greedy(logits, V) : draw(logits, V, row, top_k_B.as<int32_t>()[b], top_p[b], uniform, weight);
+          pick ? greedy(logits, V) : draw(logits, V, row, top_k_B.as<int32_t>()[b], top_p[b], uniform, scratch);
       token_B.as<int64_t>()[b] = token;
       logprob_B.as<float>()[b] = row_logprob(row, logits[token]);
     }

@@ -10,23 +10,6 @@ namespace {
 int64_t slots(int64_t T, int64_t B) { return B + T / cuda::kChunk; }
 int64_t flag_bytes(int64_t T, int64_t B) { return cuda::padded(slots(T, B) * sizeof(int32_t)); }
 
-// The scan waits in its own code for the kernel that clears the flags, where devices can.
-void launch_after_clear(const cuda::DeviceCall& call, int device, unsigned blocks, const cuda::Problem& problem,
-                        const cuda::Workspace& work) {
-  int major = 0;
-  cuda::require(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "gae", "no such device");
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(blocks);
-  config.blockDim = dim3(cuda::kGaeThreads);
-  config.stream = call.stream;
-  config.attrs = &early;
-  config.numAttrs = major >= 9 ? 1 : 0;
-  cuda::require(cudaLaunchKernelEx(&config, cuda::scan_chunks, problem, work), "gae", "launch failed");
-}
-
 }  // namespace
 
 int64_t gae_cuda_workspace(int64_t T, int64_t B) {
@@ -71,7 +54,10 @@ void gae_scan_cuda(const View& reward_T, const View& value_T, const View& cu_seq
     const cuda::Workspace work{reinterpret_cast<int32_t*>(memory), reinterpret_cast<cuda::Map*>(memory + flag_bytes(T, B))};
     cuda::clear_ready<<<cuda::blocks_for(count, cuda::kGaeThreads), cuda::kGaeThreads, 0, call.stream>>>(work.ready, count);
     call.launched();
-    launch_after_clear(call, reward_T.device, static_cast<unsigned>(count), problem, work);
+    if (call.hopper())  // the scan waits in its own code for the flags to be clear
+      call.launch_with(cuda::early_start(), static_cast<unsigned>(count), cuda::kGaeThreads, cuda::scan_chunks, problem, work);
+    else
+      cuda::scan_chunks<<<static_cast<unsigned>(count), cuda::kGaeThreads, 0, call.stream>>>(problem, work);
   }
   call.launched();
 }

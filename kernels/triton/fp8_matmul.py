@@ -109,7 +109,7 @@ def torch_takes(x_TK: Tensor, w_NK: Tensor) -> bool:
 
 
 def torch_matmul(x_TK: Tensor, x_scale_TQ: Tensor, w_NK: Tensor, w_scale_PQ: Tensor) -> Tensor:
-    """y_TN in bfloat16 by torch's product, which wants the scales of x with T innermost and those of w with K innermost."""
+    """y_TN in bfloat16 by torch's product. It wants scales of x with T innermost and scales of w with K innermost."""
     from torch.nn.functional import ScalingType, scaled_mm
 
     how = (x_scale_TQ.t().contiguous().t(), ScalingType.BlockWise1x128, w_scale_PQ.t(), ScalingType.BlockWise128x128)

@@ -47,9 +47,9 @@ def config(numerics: str, *, warps: int, stages: int = 1, **blocks: int) -> Conf
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, config: Config, **constants: Any) -> None:
-    """Run `kernel` over `grid`; nothing where the grid is empty. Constants go before the configuration's options."""
+    """Run `kernel` over `grid`; nothing where the grid is empty."""
     if math.prod(grid) > 0:
-        kernel[grid](*args, **config.options() | constants)
+        kernel[grid](*args, **constants, **config.options())
 
 
 def check(name: str, x: Tensor, device: torch.device, dtypes: Sequence[torch.dtype], *sizes: int) -> None:

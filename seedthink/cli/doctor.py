@@ -24,6 +24,7 @@ Status = Literal["ok", "note", "fail"]
 REQUIRED = ("torch", "ray", "tokenizers", "safetensors", "jinja2", "pyarrow", "tyro", "rich", "numpy")
 OPTIONAL = {
     "math-verify": "verifiers of mathematical answers: pip install 'seedthink[math]'",
+    "mpi4py": "runs that mpirun starts: pip install 'seedthink[mpi]'",
     "fastapi": "serving over HTTP: pip install 'seedthink[serve]'",
     "tensorboard": "metrics for TensorBoard: pip install 'seedthink[tensorboard]'",
     "wandb": "metrics for Weights & Biases: pip install 'seedthink[wandb]'",
@@ -122,7 +123,7 @@ def gpu() -> Finding:
 def extras() -> Finding:
     """Optional packages."""
     missing = [text for name, text in OPTIONAL.items() if not version_of(name)]
-    present = [name for name in OPTIONAL if version_of(name)]
+    present = [f"{name} {version_of(name)}" for name in OPTIONAL if version_of(name)]
     says = f"installed: {', '.join(present) or 'none'}"
     return Finding("extras", "note" if missing else "ok", says, "; ".join(missing))
 

@@ -1,100 +1,40 @@
-"""What a run would need: parameters and memory, from the model folder's config.json and the settings alone.
-
-Per parameter, training holds the float32 master weight, its gradient and two moments of AdamW (16 bytes), and two
-packed copies for matrix products (forward and backward) in the compute dtype. Activations count what autograd keeps
-for one micro-batch. It is an estimate: the run's summary holds the measured peak.
-"""
+"""What --dry-run prints: a model's parameters, and the memory of each rank under the layout asked for."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from seedthink.errors import DataError
 from seedthink.models.config import ModelConfig
-
-PROCESS_BYTES = 350 << 20  # Python and torch, once per engine process
-RAY_BYTES = 450 << 20  # Ray's own processes on one machine
-VERIFIER_BYTES = 30 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One line of the estimate."""
-
-    name: str
-    bytes: float
-
-
-def parameters(config: ModelConfig) -> tuple[int, int]:
-    """Return (all parameters, those that one token passes through) of a policy."""
-    width, heads, kv, head = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
-    attention = width * head * (2 * heads + 2 * kv) + 2 * head
-    embedding = config.vocab_size * width
-    total = active = embedding * (1 if config.tie_word_embeddings else 2) + width
-    for layer in range(config.num_layers):
-        shared = attention + 2 * width
-        if config.is_sparse(layer):
-            expert = 3 * width * config.moe_intermediate_size
-            shared += width * config.num_experts
-            total += shared + config.num_experts * expert
-            active += shared + config.experts_per_token * expert
-        else:
-            total += shared + 3 * width * config.intermediate_size
-            active += shared + 3 * width * config.intermediate_size
-    return total, active
-
-
-def memory(model: ModelConfig, config: Any) -> list[Part]:
-    """Return the parts of a run's memory for a resolved configuration of any command."""
-    total, _ = parameters(model)
-    item = 2 if config.model.dtype == "bfloat16" else 4
-    trains = hasattr(config, "trainer")
-    algorithm = getattr(config, "algorithm", None)
-    sampling = getattr(config, "rollout", None) or config.generation
-    trained = total * (16 + 2 * item)
-    parts = [Part("policy", trained if trains else total * (4 + item))]
-    if algorithm is not None and algorithm.critic:
-        parts.append(Part("critic", trained))
-    if algorithm is not None and algorithm.reference:
-        parts.append(Part("reference policy", total * (4 + item)))
-    if trains:
-        parts.append(Part("activations of a micro-batch", activations(model, config.trainer.micro_batch_tokens)))
-    parts.append(Part("KV cache, at most", float(sampling.kv_memory_mib << 20)))
-    processes = float(PROCESS_BYTES)
-    if hasattr(config, "reward"):
-        processes += VERIFIER_BYTES * config.reward.workers
-    if hasattr(config, "controller") and config.controller.kind == "ray":
-        processes += RAY_BYTES + PROCESS_BYTES
-    return [*parts, Part("processes", processes)]
-
-
-def activations(model: ModelConfig, tokens: int) -> float:
-    """Return the bytes that autograd keeps for one micro-batch: float32 inputs of every operation, layer by layer."""
-    width, head = model.hidden_size, model.head_dim
-    attention = 4 * width + head * (3 * model.num_heads + 2 * model.num_kv_heads)
-    per_token = 0
-    for layer in range(model.num_layers):
-        if model.is_sparse(layer):
-            mlp = model.experts_per_token * (width + 3 * model.moe_intermediate_size) + model.num_experts
-        else:
-            mlp = 3 * model.intermediate_size
-        per_token += attention + mlp
-    return 4.0 * tokens * (per_token + 2 * width)
+from seedthink.parallel.launch import launched
+from seedthink.parallel.layout_check import chosen
+from seedthink.planner.memory import lines, load_of, memory, parameters, rank_parameters, sizes_of
 
 
 def in_words(config: Any) -> list[str]:
-    """Return the lines that --dry-run prints. DataError where the model folder that is named cannot be read."""
+    """Return the lines that --dry-run prints.
+
+    The ranks are those of the launch, or as many as the settings ask for. Errors: DataError where the model folder that
+    is named cannot be read, ConfigError where the layout does not fit the model.
+    """
     if not config.model.path:
         return ["parameters  unknown: model.path is not set"]
     model = read_model(Path(config.model.path))
     total, active = parameters(model)
-    parts = memory(model, config)
-    lines = [f"parameters  {total:,} ({active:,} per token)"]
-    lines += [f"memory      {_size(part.bytes):>9}  {part.name}" for part in parts]
-    return [*lines, f"            {_size(sum(part.bytes for part in parts)):>9}  in all, estimated"]
+    asked, launch = config.parallel, launched()
+    ranks = launch.size if launch else prod((asked.dp_replicate, asked.dp_shard or 1, asked.cp, asked.tp))
+    layout = chosen(asked, ranks, sizes_of(model))
+    first = [f"parameters  {total:,} ({active:,} per token)"]
+    if layout.size > 1:
+        first.append(
+            f"layout      {layout.size} ranks: {layout}; {rank_parameters(model, layout):,.0f} parameters a rank"
+        )
+    whose = "in all, estimated" if layout.size == 1 else "a rank, estimated"
+    table = lines(memory(model, load_of(config), layout), whose)
+    return [*first, *(f"{'memory' if not at else '':12}{line}" for at, line in enumerate(table))]
 
 
 def read_model(folder: Path) -> ModelConfig:
@@ -106,7 +46,3 @@ def read_model(folder: Path) -> ModelConfig:
     except (OSError, ValueError) as error:
         raise DataError(f"{folder / 'config.json'} cannot be read: {error}") from None
     return ModelConfig.from_hf(table)
-
-
-def _size(count: float) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -7,12 +7,14 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from errno import EACCES, EISDIR
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from seedthink.cli.recipe_command import resolve
 from seedthink.config import GenerateConfig
 from seedthink.errors import ConfigError, DataError
+from seedthink.parallel.launch import launched
 from seedthink.telemetry.jsonl import write_atomic, writing
 
 EXAMPLES = """  seedthink generate --model.path runs/quickstart/export --request.prompt "7 8 32 -> 24"
@@ -27,6 +29,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     if not config.model.path:
         raise ConfigError("model.path is empty: give the folder of a model with --model.path FOLDER")
+    check_alone(config)
     prompts = list(read_prompts(config))
     if config.request.output:
         with writing(Path(config.request.output)):  # before the answers, which would be lost
@@ -59,6 +62,18 @@ def run(arguments: Sequence[str]) -> int:
     else:
         print("\n\n".join(completion.text for found in answers for completion in found))
     return 0
+
+
+def check_alone(config: GenerateConfig) -> None:
+    """ConfigError where more than one process is asked for, or started: each would answer every prompt."""
+    asked, launch = config.parallel, launched()
+    ranks = prod((asked.dp_replicate, asked.dp_shard or 1, asked.cp, asked.tp, asked.ep))
+    if ranks > 1 or launch is not None:
+        said = f"{launch.launcher} started {launch.size}" if launch else f"[parallel] asks for {ranks}"
+        raise ConfigError(
+            f"generate answers in one process, but {said}: remove [parallel] and start it without torchrun or mpirun; "
+            "seedthink eval samples on many ranks"
+        )
 
 
 def read_prompts(config: GenerateConfig) -> Iterator[Any]:

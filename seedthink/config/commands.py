@@ -13,6 +13,7 @@ from seedthink.config.sections import (
     GenerationConfig,
     ModelConfig,
     OptimizerConfig,
+    ParallelConfig,
     PeriodicEvaluationConfig,
     RequestConfig,
     RewardConfig,
@@ -52,6 +53,8 @@ class RlConfig:
     """Micro-batches."""
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     """Ray or one process."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """How the ranks of a launch share the work."""
     evaluation: PeriodicEvaluationConfig = field(default_factory=PeriodicEvaluationConfig)
     """Held-out accuracy."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -78,6 +81,8 @@ class SftConfig:
     """Who judges answers in evaluations."""
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     """Ray or one process."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """How the ranks of a launch share the work."""
     evaluation: PeriodicEvaluationConfig = field(default_factory=PeriodicEvaluationConfig)
     """Held-out accuracy."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -102,6 +107,8 @@ class EvalConfig:
     """How many problems and samples."""
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     """Ray or one process."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """How the ranks of a launch share the work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +119,8 @@ class GenerateConfig:
     """The model to ask."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     """How to sample."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """How the ranks of a launch share the work."""
     request: RequestConfig = field(default_factory=RequestConfig)
     """Prompts and where the answers go."""
 

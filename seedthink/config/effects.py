@@ -54,6 +54,11 @@ def contradictions(config: Any) -> Iterator[str]:
                 f'rollout.group_size = 1 is not allowed with algorithm.estimator = "{config.algorithm.estimator}": '
                 "a group of one is its own baseline and teaches nothing; 8 is usual, 2 the least"
             )
+    if config.parallel.numerics != "exact":
+        yield (
+            f'parallel.numerics = "{config.parallel.numerics}" does not exist yet: every product and every sum over '
+            'ranks is exact; remove it, or set "exact"'
+        )
     for section in ("policy_optimizer", "critic_optimizer", "optimizer"):
         optimizer = getattr(config, section, None)
         if optimizer and optimizer.schedule != "constant" and not config.run.steps:

@@ -226,6 +226,24 @@ class ControllerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How the ranks that torchrun or mpirun started share the work: ranks = dp_replicate * dp_shard * cp * tp."""
+
+    dp_replicate: Positive = 1
+    """Copies of everything, each with batches of its own."""
+    dp_shard: Count = 0
+    """Ranks with batches of their own that share one copy of weights and optimizer; 0 takes the ranks that remain."""
+    cp: Positive = 1
+    """Ranks that share each sequence (context parallel)."""
+    tp: Positive = 1
+    """Ranks that share each matrix (tensor parallel)."""
+    ep: Positive = 1
+    """Ranks that share the experts, borrowed from dp_shard * cp * tp (expert parallel)."""
+    numerics: Literal["exact", "fast"] = "exact"
+    """"exact" gives an answer the same bits under every layout; "fast" would trade them for speed."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """How accuracy on held-out problems is measured."""
 

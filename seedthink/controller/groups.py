@@ -15,21 +15,28 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from seedthink.controller.protocol import Call, Verb, verbs_of
+from seedthink.parallel.layout import Layout
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a worker stands; the first argument of every worker class.
 
-    `rendezvous` is "host:port", free on rank 0's machine, for the group's own collectives; "" within one process.
-    `threads` is how many CPU threads the worker may use.
+    `layout` says which of the group's ranks share a batch, a sequence, a matrix, the experts. `rendezvous` is
+    "host:port", free on rank 0's machine, for the group's own collectives; "" within one process. `threads` is how many
+    CPU threads the worker may use.
     """
 
     group: str
     rank: int
-    size: int
+    layout: Layout
     threads: int
     rendezvous: str = ""
+
+    @property
+    def size(self) -> int:
+        """Ranks in the group."""
+        return self.layout.size
 
 
 class Future(Protocol):
@@ -45,17 +52,27 @@ class Future(Protocol):
 
 
 class WorkerGroup(ABC):
-    """Base of the groups. A context manager: leaving it closes the group."""
+    """Base of the groups. A context manager: leaving it closes the group.
 
-    def __init__(self, name: str, worker: type, size: int, deadline: float) -> None:
+    Without a layout every rank has batches of its own.
+    """
+
+    def __init__(self, name: str, worker: type, size: int, deadline: float, layout: Layout | None = None) -> None:
         self.name = name
         self.size = size
+        self.layout = layout or Layout(dp_shard=size)
+        assert self.layout.size == size, f"{self.layout} lays out {self.layout.size} ranks, not {size}"
         self.deadline = deadline
         self.verbs = verbs_of(worker)
 
     @abstractmethod
     def start(self, verb: Verb, calls: Mapping[int, Call]) -> Future:
         """Run `calls[rank]` on each rank named there."""
+
+    def gathered(self, verb: Verb, results: Mapping[int, Any]) -> Any:
+        """What the caller gets of the ranks' results."""
+        answering = verb.transfer.answering(self.layout, results)
+        return verb.transfer.gather([results[rank] for rank in answering])
 
     @abstractmethod
     def close(self) -> None:
@@ -64,7 +81,7 @@ class WorkerGroup(ABC):
     def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Run a verb by name. Returns the gathered results, or a `Future` where the verb is not blocking."""
         verb = self.verbs[name]
-        future = self.start(verb, verb.transfer.split(self.size, args, kwargs))
+        future = self.start(verb, verb.transfer.calls(self.layout, args, kwargs))
         return future.result() if verb.blocking else future
 
     def __getattr__(self, name: str) -> Callable[..., Any]:

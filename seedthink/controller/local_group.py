@@ -14,6 +14,7 @@ from typing import Any
 from seedthink.controller.groups import Place, WorkerGroup
 from seedthink.controller.protocol import Call, Verb
 from seedthink.controller.watchdog import Watchdog
+from seedthink.parallel.layout import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class _Done:
 
 
 class LocalGroup(WorkerGroup):
-    """`size` workers built as `worker(place, *args)` in this process.
+    """`size` workers built as `worker(place, *args)` in this process, laid out as `layout` says.
 
     `deadline` in seconds bounds every call; when it passes, the stacks of all threads go to `<logs>/<name>.log` (stderr
     without `logs`) and DeadlineError is raised.
@@ -49,11 +50,12 @@ class LocalGroup(WorkerGroup):
         threads: int = 1,
         deadline: float = 600.0,
         logs: Path | None = None,
+        layout: Layout | None = None,
     ) -> None:
-        super().__init__(name, worker, size, deadline)
+        super().__init__(name, worker, size, deadline, layout)
         self._watchdog = Watchdog(logs / f"{name}.log" if logs else None)
         self._where = f"stacks in {logs / f'{name}.log'}" if logs else "stacks on stderr"
-        self.workers = [worker(Place(name, rank, size, threads), *args) for rank in range(size)]
+        self.workers = [worker(Place(name, rank, self.layout, threads), *args) for rank in range(size)]
 
     def start(self, verb: Verb, calls: Mapping[int, Call]) -> _Done:
         """Run the ranks one after the other, now."""
@@ -66,8 +68,7 @@ class LocalGroup(WorkerGroup):
             if verb.blocking:
                 raise
             return _Done(error=error)
-        answers = [results[rank] for rank in sorted(results)]
-        return _Done(verb.transfer.gather(answers[:1] if verb.transfer.answers == "first" else answers))
+        return _Done(self.gathered(verb, results))
 
     def _run(self, rank: int, verb: Verb, call: Call) -> Any:
         return getattr(self.workers[rank], verb.name)(*call.args, **call.kwargs)

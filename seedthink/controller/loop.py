@@ -111,14 +111,14 @@ def score(engine: WorkerGroup, collected: Collected) -> list[list[Valued]]:
 
 
 def mini_batches(job: RlJob, credited: Sequence[Credited], step: int) -> list[tuple[Any, ...]]:
-    """Packed mini-batches of this step, one batch per rank each."""
+    """Packed mini-batches of this step, one batch per data index each."""
     config = job.config
     return pack(
         credited,
         token_budget=config.trainer.micro_batch_tokens,
         max_sequence_tokens=config.data.max_prompt_tokens + config.rollout.max_tokens,
         updates_per_rollout=config.algorithm.updates_per_rollout,
-        ranks=job.engine.size,
+        ranks=job.engine.layout.data,
         seed=config.run.seed * 1_000_003 + step,
     )
 

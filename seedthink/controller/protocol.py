@@ -7,15 +7,21 @@ as `group.method(...)` = split the arguments, run on the ranks, gather the resul
 A protocol is two plain functions, so a new one needs no change here:
 `Transfer(to_all, concatenated)` polls every rank and chains what they found.
 Rule for SPLIT and PER_RANK: positional arguments are cut up, keyword arguments reach every rank whole.
+
+Ranks that share a sequence or a matrix (cp, tp) work on the same part: a protocol `over` "data" deals one part to each
+data index of the layout, every rank of the index gets it, and the first one answers for it. Where each rank is an index
+of its own, that is plain data parallelism.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+
+from seedthink.parallel.layout import Layout
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 _MARK = "_seedthink_verb"
@@ -33,14 +39,30 @@ class Call:
 class Transfer:
     """A (dispatch, collect) pair.
 
-    `split(size, args, kwargs)` returns the call of each rank that shall run, keyed by rank; ranks it leaves out do not
-    run. `gather(results)` gets the answering ranks' results in rank order. With `answers` "first" the other ranks run
-    too, but their results never leave them.
+    `split(size, args, kwargs)` returns the call of each receiver that shall run, keyed by number; receivers it leaves
+    out do not run. A receiver is a rank, or with `over` "data" all ranks of a data index. `gather(results)` gets the
+    answering ranks' results in rank order. With `answers` "first" the other ranks run too, but their results never
+    leave them; likewise those of all but the first rank of a data index.
     """
 
     split: Callable[[int, tuple[Any, ...], Mapping[str, Any]], dict[int, Call]]
     gather: Callable[[list[Any]], Any]
     answers: Literal["all", "first"] = "all"
+    over: Literal["ranks", "data"] = "ranks"
+
+    def calls(self, layout: Layout, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[int, Call]:
+        """The call of each rank that shall run."""
+        if self.over == "ranks":
+            return self.split(layout.size, args, kwargs)
+        parts = self.split(layout.data, args, kwargs)
+        index = {rank: layout.data_index(rank) for rank in range(layout.size)}
+        return {rank: parts[at] for rank, at in index.items() if at in parts}
+
+    def answering(self, layout: Layout, ranks: Iterable[int]) -> list[int]:
+        """Which of the ranks that run send their results, ascending."""
+        if self.answers == "first":
+            return [min(ranks)]
+        return [rank for rank in sorted(ranks) if self.over == "ranks" or layout.leads(rank)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,22 +102,22 @@ def to_first(size: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dic
 
 
 def split_evenly(size: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[int, Call]:
-    """Cut positional sequences into contiguous parts, rank r getting [n * r // size, n * (r + 1) // size).
+    """Cut positional sequences into contiguous parts, receiver r getting [n * r // size, n * (r + 1) // size).
 
-    Every rank runs, also with an empty part, because its method may take part in a collective. Raises ValueError when
-    an argument is no sequence or lengths differ.
+    Every receiver runs, also with an empty part, because its method may take part in a collective. Raises ValueError
+    when an argument is no sequence or lengths differ.
     """
     count = _common_length(args)
-    bounds = [count * rank // size for rank in range(size + 1)]
-    return {rank: Call(tuple(arg[bounds[rank] : bounds[rank + 1]] for arg in args), kwargs) for rank in range(size)}
+    bounds = [count * at // size for at in range(size + 1)]
+    return {at: Call(tuple(arg[bounds[at] : bounds[at + 1]] for arg in args), kwargs) for at in range(size)}
 
 
 def one_each(size: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[int, Call]:
-    """Give rank r element r of every positional sequence. Raises ValueError unless there is one element per rank."""
+    """Give receiver r element r of every positional sequence. Raises ValueError unless each of them gets one."""
     count = _common_length(args)
     if count != size:
-        raise ValueError(f"one element per rank is needed: got {count} for {size} ranks")
-    return {rank: Call(tuple(arg[rank] for arg in args), kwargs) for rank in range(size)}
+        raise ValueError(f"one element per data index is needed: got {count} for {size}")
+    return {at: Call(tuple(arg[at] for arg in args), kwargs) for at in range(size)}
 
 
 def as_list(results: list[Any]) -> list[Any]:
@@ -120,8 +142,9 @@ def concatenated(results: list[Any]) -> Any:
 
 ONE_TO_ALL = Transfer(to_all, as_list)
 RANK_ZERO = Transfer(to_first, only)
-SPLIT = Transfer(split_evenly, concatenated)
-PER_RANK = Transfer(one_each, as_list)
+SPLIT = Transfer(split_evenly, concatenated, over="data")
+PER_RANK = Transfer(one_each, as_list, over="data")
+GATHERED = Transfer(to_all, concatenated, over="data")
 FIRST = Transfer(to_all, only, answers="first")
 
 

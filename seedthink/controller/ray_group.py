@@ -28,6 +28,7 @@ from seedthink.controller.ray_start import ray
 from seedthink.controller.supervision import DeadlineError, WorkerDied
 from seedthink.controller.watchdog import LOOK, Countdown, Heartbeat, dump_on_signal, last_sign
 from seedthink.errors import RunError
+from seedthink.parallel.layout import Layout
 
 from ray.util.scheduling_strategies import (  # isort: skip  (after ray_start)
     NodeAffinitySchedulingStrategy,
@@ -121,15 +122,15 @@ class RayCall:
                 self._group.pool.cluster.check()
             for ref in ready:
                 answers[ranks[ref]] = self._group.receive(self._verb.name, ranks[ref], ref)
-        values = [answers[rank] for rank in sorted(answers)]
-        return self._verb.transfer.gather(values[:1] if self._verb.transfer.answers == "first" else values)
+        return self._group.gathered(self._verb, answers)
 
 
 class RayGroup(WorkerGroup):
     """`worker(place, *args)` in a process of its own on every slot of `pool`.
 
     The worker class and `args` must be picklable. `logs` is the folder for the workers' output (the run folder's).
-    `threads` becomes OMP_NUM_THREADS in the workers. `deadline` in seconds bounds every call, and building.
+    `threads` becomes OMP_NUM_THREADS in the workers. `deadline` in seconds bounds every call, and building. `layout`
+    says which ranks share what.
     """
 
     def __init__(
@@ -143,8 +144,9 @@ class RayGroup(WorkerGroup):
         threads: int = 1,
         deadline: float = 600.0,
         beat_seconds: float = 5.0,
+        layout: Layout | None = None,
     ) -> None:
-        super().__init__(name, worker, len(pool.slots), deadline)
+        super().__init__(name, worker, len(pool.slots), deadline, layout)
         self.pool = pool
         self._logs = logs.resolve()
         self._broken: RunError | None = None
@@ -172,11 +174,8 @@ class RayGroup(WorkerGroup):
             raise self._broken
         # Short calls do well without the servers, until Ray ends this process for it a minute later.
         self.pool.cluster.check()
-        wanted = min(calls) if verb.transfer.answers == "first" else None
-        refs = {
-            rank: self._hosts[rank].run.remote(verb.name, call, wanted is None or rank == wanted)
-            for rank, call in calls.items()
-        }
+        wanted = verb.transfer.answering(self.layout, calls)
+        refs = {rank: self._hosts[rank].run.remote(verb.name, call, rank in wanted) for rank, call in calls.items()}
         return RayCall(self, verb, refs)
 
     def pids(self) -> list[int]:
@@ -224,7 +223,7 @@ class RayGroup(WorkerGroup):
         ips = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
         self._ips = {rank: ips[address.node] for rank, address in self._addresses.items()}
         rendezvous = self._ask("rendezvous", _SPAWN_SECONDS, self._ips)[0]
-        places = {rank: Place(self.name, rank, self.size, threads, rendezvous) for rank in self._addresses}
+        places = {rank: Place(self.name, rank, self.layout, threads, rendezvous) for rank in self._addresses}
         pickled = {rank: ray.cloudpickle.dumps((worker, place, args)) for rank, place in places.items()}
         self._ask("build", self.deadline, pickled)
 

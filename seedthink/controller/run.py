@@ -107,6 +107,7 @@ def run_eval(config: EvalConfig, verbose: bool = False) -> Mapping[str, Any]:
             critic_optimizer=OptimizerConfig(),
             total_updates=0,
             critic=False,
+            micro_batch_tokens=0,
         )
         generation, wanted = config.generation, config.evaluation
         if not config.data.eval:

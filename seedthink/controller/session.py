@@ -19,6 +19,7 @@ from seedthink.config.algorithm import AlgorithmConfig
 from seedthink.config.sections import ControllerConfig, RewardConfig
 from seedthink.controller.evaluation import Evaluation, summarise
 from seedthink.controller.groups import WorkerGroup
+from seedthink.controller.layouts import layout_of_run
 from seedthink.controller.local_group import LocalGroup
 from seedthink.controller.signals import StopSignal
 from seedthink.controller.spmd import leading, threads_of
@@ -31,6 +32,7 @@ from seedthink.errors import ConfigError
 from seedthink.kernels.build import build_info
 from seedthink.models.config import ModelConfig
 from seedthink.parallel.control import Hub
+from seedthink.parallel.layout import Layout
 from seedthink.rewards.pool import JudgePool
 from seedthink.rollout.collect import CollectSettings, collect
 from seedthink.telemetry.folder import RunFolder, open_run
@@ -53,6 +55,7 @@ class Session:
     stop: StopSignal
     memory: MemorySampler
     hub: Hub | None = None  # the other ranks of a torchrun or mpirun launch
+    layout: Layout = field(default_factory=Layout)
     say: Callable[[str], None] = print
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -133,13 +136,14 @@ def open_session(config: Any, command: str, verbose: bool = False, *, stop_at_on
     tokenizer, model = Tokenizer.load(config.model.path), read_config(config.model.path)
     with ExitStack() as stack:
         hub = stack.enter_context(leading(config))
+        layout = layout_of_run(config.parallel, hub.size if hub else 1, model, command)
         run = open_run(config, command, {"build": build_info()})
         stack.callback(run.close)
         configure(run.logs, "controller", verbose)
         stop = stack.enter_context(StopSignal(at_once=stop_at_once))
         judge = stack.enter_context(judges(config.reward, run.logs / "verifiers.log"))
         memory = stack.enter_context(MemorySampler())
-        yield Session(run, model, tokenizer, judge, stop, memory, hub)
+        yield Session(run, model, tokenizer, judge, stop, memory, hub, layout)
 
 
 def judges(reward: RewardConfig, log: Path) -> JudgePool:
@@ -158,8 +162,15 @@ def workers(
     logs.mkdir(parents=True, exist_ok=True)
     group: WorkerGroup
     if session.hub is not None:
-        deadline = controller.step_deadline_seconds
-        with SpmdGroup("policy", session.hub, EngineWorker, parts, threads=threads, deadline=deadline) as group:
+        with SpmdGroup(
+            "policy",
+            session.hub,
+            EngineWorker,
+            parts,
+            threads=threads,
+            deadline=controller.step_deadline_seconds,
+            layout=session.layout,
+        ) as group:
             yield group
         return
     if controller.kind == "local":

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from seedthink.config.commands import SftConfig
 from seedthink.controller.groups import WorkerGroup
@@ -17,6 +19,9 @@ from seedthink.engine.micro_batch import unlabelled_batch
 from seedthink.errors import RunError
 from seedthink.telemetry.terminal import Terminal
 from seedthink.types import Batch, Prompt, SamplingParams
+
+if TYPE_CHECKING:
+    from seedthink.types import Int32
 
 
 @dataclass
@@ -41,10 +46,10 @@ def train_sft(job: SftJob) -> None:
         run.events.step = job.step = job.step + 1
         with run.events.span("step"):
             examples = draw(job)
-            batches = pack_examples(examples, config.trainer.micro_batch_tokens, job.engine.size)
+            batches = pack_examples(examples, config.trainer.micro_batch_tokens, job.engine.layout.data)
             update, *_ = job.engine.learn(batches)
         metrics = averaged([update]) | run.events.take()
-        metrics["perf/throughput"] = sum(len(batch.tokens_T) for batch in batches) / metrics["timing_s/step"]
+        metrics["perf/throughput"] = sum(len(each.tokens_T) for each in examples) / metrics["timing_s/step"]
         run.record("sft", job.step, metrics)
         job.terminal.step(job.step, metrics)
         skipped = skipped + 1 if update.skipped else 0
@@ -81,10 +86,10 @@ def finished(job: SftJob) -> bool:
 
 
 def draw(job: SftJob) -> list[SftExample]:
-    """Examples up to `data.batch_tokens` tokens, at least one per rank."""
+    """Examples up to `data.batch_tokens` tokens, at least one per data index."""
     drawn: list[SftExample] = []
     tokens = 0
-    while tokens < job.config.data.batch_tokens or len(drawn) < job.engine.size:
+    while tokens < job.config.data.batch_tokens or len(drawn) < job.engine.layout.data:
         (example,) = job.examples.next(1)
         drawn.append(example)
         tokens += len(example.tokens_T)
@@ -92,10 +97,14 @@ def draw(job: SftJob) -> list[SftExample]:
 
 
 def pack_examples(examples: Sequence[SftExample], token_budget: int, ranks: int = 1) -> list[Batch]:
-    """One batch per rank; micro-batches hold up to `token_budget` tokens, or one longer example."""
+    """One batch per data index; micro-batches hold up to `token_budget` tokens, or one longer example.
+
+    All have as many micro-batches, since collectives in a forward pass need all ranks: the shortest example, with mask
+    0, stands in where there are fewer, and counts nowhere.
+    """
     total = float(sum(example.mask_T.sum() for example in examples))
     dealt = [examples[rank::ranks] for rank in range(ranks)]
-    return [
+    batches = [
         unlabelled_batch(
             [example.tokens_T for example in mine],
             [example.mask_T for example in mine],
@@ -105,6 +114,28 @@ def pack_examples(examples: Sequence[SftExample], token_budget: int, ranks: int 
         )
         for mine in dealt
     ]
+    most = max(_micro_batches(batch) for batch in batches)
+    filler_T = min((example.tokens_T for example in examples), key=len)
+    return [_filled_up(batch, most, filler_T) for batch in batches]
+
+
+def _micro_batches(batch: Batch) -> int:
+    return int(batch.micro_B.max(initial=-1)) + 1
+
+
+def _filled_up(batch: Batch, most: int, filler_T: Int32) -> Batch:
+    """The batch with micro-batches of one masked `filler_T` each behind its own, `most` in all."""
+    missing = np.arange(_micro_batches(batch), most, dtype=np.int32)
+    fillers, nothing = np.tile(filler_T, len(missing)), np.zeros(len(missing), np.float32)
+    ends = len(batch.tokens_T) + len(filler_T) * np.arange(1, len(missing) + 1, dtype=np.int32)
+    return replace(
+        batch,
+        tokens_T=np.concatenate([batch.tokens_T, fillers]).astype(np.int32),
+        cu_seqlens=np.concatenate([batch.cu_seqlens, ends]).astype(np.int32),
+        micro_B=np.concatenate([batch.micro_B, missing]),
+        mask_T=np.concatenate([batch.mask_T, np.zeros(len(fillers), np.float32)]),
+        sequence_weight_B=np.concatenate([batch.sequence_weight_B, nothing]),
+    )
 
 
 def save_sft(job: SftJob) -> Path:

@@ -25,6 +25,7 @@ from seedthink.controller.supervision import DeadlineError, WorkerDied
 from seedthink.controller.watchdog import LOOK, Countdown
 from seedthink.parallel.control import Hub, Lost, Spoke
 from seedthink.parallel.launch import free_port
+from seedthink.parallel.layout import Layout
 
 _GRACE = 3.0  # seconds for a dead rank's connection to end, after a collective has noticed that somebody is missing
 _ABANDONED = 5.0  # seconds that a rank may work on after rank 0 has ended
@@ -70,8 +71,7 @@ class SpmdCall:
             if left == 0:
                 self._group.give_up(self._verb.name, self._seconds, self._pending)
             self._look(min(left, LOOK))
-        values = [self._answers[rank] for rank in sorted(self._answers)]
-        return self._verb.transfer.gather(values[:1] if self._verb.transfer.answers == "first" else values)
+        return self._group.gathered(self._verb, self._answers)
 
     def _look(self, seconds: float) -> None:
         if self._pending:
@@ -83,7 +83,8 @@ class SpmdCall:
 class SpmdGroup(WorkerGroup):
     """`worker(place, *args)` on every rank of the launch that `hub` speaks to; `deadline` in seconds bounds each call.
 
-    The worker class and `args` must be picklable. `where` says in words what the run is at, for messages.
+    The worker class and `args` must be picklable. `layout` says which ranks share what, `where` in words what the
+    run is at, for messages.
     """
 
     def __init__(
@@ -96,13 +97,14 @@ class SpmdGroup(WorkerGroup):
         threads: int = 1,
         deadline: float = 600.0,
         where: Callable[[], str] = lambda: "",
+        layout: Layout | None = None,
     ) -> None:
-        super().__init__(name, worker, hub.size, deadline)
+        super().__init__(name, worker, hub.size, deadline, layout)
         self._hub, self._where = hub, where
         self._own, self._calls = _OwnRank(), 0
         self._arrived: dict[tuple[int, int], Answer | Exception] = {}  # (call, rank) -> an answer nobody has taken yet
         rendezvous = f"{hub.address}:{free_port()}"
-        places = {rank: Place(name, rank, hub.size, threads, rendezvous) for rank in range(hub.size)}
+        places = {rank: Place(name, rank, self.layout, threads, rendezvous) for rank in range(hub.size)}
         self._send("build", {rank: _Build(worker, place, args) for rank, place in places.items() if rank})
         self._own.run(0, lambda: self._own.build(worker, places[0], args))
         SpmdCall(self, Verb("build", ONE_TO_ALL), 0, list(places)).result()
@@ -110,8 +112,8 @@ class SpmdGroup(WorkerGroup):
     def start(self, verb: Verb, calls: Mapping[int, Call]) -> SpmdCall:
         """Send the calls; nothing waits yet."""
         self._calls = number = self._calls + 1
-        wanted = min(calls) if verb.transfer.answers == "first" else None
-        runs = {rank: _Run(number, verb.name, call, wanted in (None, rank)) for rank, call in calls.items()}
+        wanted = verb.transfer.answering(self.layout, calls)
+        runs = {rank: _Run(number, verb.name, call, rank in wanted) for rank, call in calls.items()}
         self._send(verb.name, {rank: run for rank, run in runs.items() if rank})
         if 0 in runs:
             self._own.run(number, lambda: self._own.call(runs[0]))

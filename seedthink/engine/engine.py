@@ -44,7 +44,8 @@ _EMPTY = np.zeros(0, dtype=np.float32)
 class EngineSettings:
     """What an engine is built from.
 
-    `dtype` is the matmul operands' dtype, `total_updates` the schedules' length. `tuner` is `model.tuner`, `logs` a
+    `dtype` is the matmul operands' dtype, `total_updates` the schedules' length, `micro_batch_tokens` 0 where nothing
+    is scored or learned. `tuner` is `model.tuner`, `logs` a
     folder for its decisions. `critic` False leaves the value network out, `critic_path` names a stored one to start
     from; `reference` keeps a frozen copy of the starting policy; `recompute` asks `score` for the policy's own
     log-probs (a proximal policy apart from the behaviour policy).

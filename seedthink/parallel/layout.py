@@ -37,6 +37,11 @@ class Layout:
         """Batches in all: ranks of one (cp, tp) plane work on the same one."""
         return self.dp_replicate * self.dp_shard
 
+    @property
+    def plane(self) -> int:
+        """Ranks that work on one batch together: those of one data index."""
+        return self.cp * self.tp
+
     def coordinates(self, rank: int) -> tuple[int, ...]:
         """Where a rank stands on each of `AXES`."""
         found = []
@@ -47,7 +52,16 @@ class Layout:
 
     def data_index(self, rank: int) -> int:
         """Which batch a rank works on."""
-        return rank // (self.cp * self.tp)
+        return rank // self.plane
+
+    def leads(self, rank: int) -> bool:
+        """Whether a rank is the first of its data index, the one that answers for it."""
+        return rank % self.plane == 0
+
+    def __str__(self) -> str:
+        """The axes that are not 1, innermost first, as the settings name them."""
+        sizes = {axis: getattr(self, axis) for axis in (*reversed(AXES), "ep")}
+        return ", ".join(f"{axis} = {size}" for axis, size in sizes.items() if size > 1) or "one rank"
 
     def groups(self, axes: Collection[str]) -> list[tuple[int, ...]]:
         """The ranks that differ on `axes` alone, group by group, ascending: () gives every rank a group of its own."""

@@ -1,9 +1,9 @@
 """Credited rollouts become mini-batches: shuffled by sequence, packed without padding, balanced over ranks.
 
-A mini-batch is one optimizer step. Its sequences are shared out over ranks * m bins of like size (kernels/balance.py),
-with the smallest m that keeps every bin within the token budget; bins of like size become the micro-batches of one
-index, so ranks wait little for each other. Every rank has m micro-batches: collectives in a forward pass need all
-ranks.
+A rank here is one with batches of its own; ranks that share a sequence or a matrix count as one. A mini-batch is one
+optimizer step. Its sequences are shared out over ranks * m bins of like size (kernels/balance.py), with the smallest m
+that keeps every bin within the token budget; bins of like size become the micro-batches of one index, so ranks wait
+little for each other. Every rank has m micro-batches: collectives in a forward pass need all ranks.
 """
 
 from __future__ import annotations

@@ -28,8 +28,11 @@ from seedthink.telemetry.jsonl import JsonLines, dumps, iterate, keep_until, wri
 
 # Settings that may differ when a run goes on: they change when it ends, who works for it and what is kept, not what it
 # learns.
-FREE = ("run.*", "controller.*", "checkpoint.*", "evaluation.*", "model.threads", "model.tuner", "reward.workers")
-FIXED = ("run.seed",)
+FREE = (
+    *("run.*", "controller.*", "checkpoint.*", "evaluation.*", "model.threads", "model.tuner", "reward.workers"),
+    *("parallel", "parallel.*"),  # the whole table is new to a run that began before there was one
+)
+FIXED = ("run.seed", "parallel.numerics")
 # What a run itself puts into its folder.
 OWN_FILES = ("run.toml", "resolved.json", "env.json", "metrics.jsonl", "summary.json", "report.html")
 OWN_FOLDERS = ("events", "rollouts", "checkpoints", "logs", "export", "critic")

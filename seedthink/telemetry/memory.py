@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -47,6 +48,15 @@ def pss_bytes(pid: int, proc: Path = PROC) -> int:
 def tree_bytes(root: int | None = None, proc: Path = PROC) -> int:
     """Return the summed PSS of a process tree in bytes; `root` defaults to this process."""
     return sum(pss_bytes(pid, proc) for pid in tree(root or os.getpid(), proc))
+
+
+def limit_bytes(proc: Path = PROC, cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the most memory that processes here may have together: the machine's, or their control group's."""
+    lines = (proc / "meminfo").read_text().splitlines()
+    whole = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal:"))
+    with suppress(OSError, ValueError):  # "max" where the group has no limit, no file where there is no group
+        return min(whole, int((cgroup / "memory.max").read_text()))
+    return whole
 
 
 class MemorySampler:

@@ -83,6 +83,7 @@ def test_a_model_with_a_chat_template_is_asked_in_messages(monkeypatch: pytest.M
         ([], "give one of request.prompt"),
         (["--request.prompt", "a", "--request.input", "b"], "give one of request.prompt"),
         (["--request.input", "none.jsonl"], "cannot be read"),
+        (["--request.prompt", "a", "--parallel.tp", "2"], "generate answers in one process, but [parallel] asks for 2"),
         (["--request.input", "bad.jsonl"], "bad.jsonl line 2 is not an object"),
     ],
 )

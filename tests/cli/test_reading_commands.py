@@ -84,6 +84,14 @@ def test_doctor_finds_what_it_needs_and_its_json_is_whole(capsys: pytest.Capture
     assert all(entry["says"] for entry in findings)
 
 
+def test_doctor_lists_mpi4py_with_its_version_or_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    present = doctor.version_of
+    monkeypatch.setattr(doctor, "version_of", lambda name: "4.1.0" if name == "mpi4py" else present(name))
+    assert "mpi4py 4.1.0" in doctor.extras().says
+    monkeypatch.setattr(doctor, "version_of", lambda name: "" if name == "mpi4py" else present(name))
+    assert "runs that mpirun starts: pip install 'seedthink[mpi]'" in doctor.extras().fix
+
+
 def test_a_missing_package_fails_with_the_command_that_mends_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,8 +13,10 @@ import pytest
 from seedthink.cli import estimate
 from seedthink.cli.main import main
 from seedthink.config import RlConfig, SftConfig, load
-from seedthink.errors import DataError
+from seedthink.errors import ConfigError, DataError
 from seedthink.models.config import ModelConfig
+from seedthink.parallel.layout import Layout
+from seedthink.planner.memory import load_of, memory, parameters
 
 MOE = {
     "architectures": ["Qwen3MoeForCausalLM"],
@@ -129,7 +131,7 @@ def test_the_parameter_count_is_that_of_the_model() -> None:
 
     for changes in ({}, {"tie_word_embeddings": True}, {"decoder_sparse_step": 2}, {"mlp_only_layers": [0, 3]}):
         config = ModelConfig.from_hf(MOE | changes)
-        total, active = estimate.parameters(config)
+        total, active = parameters(config)
         module = Transformer(config)
         experts = [p for name, p in module.named_parameters() if p.ndim == 3]
         idle = sum(p.numel() * (config.num_experts - config.experts_per_token) // config.num_experts for p in experts)
@@ -141,17 +143,32 @@ def test_memory_counts_what_the_settings_ask_for(model: Path) -> None:
     config = ModelConfig.from_hf(MOE)
 
     def sizes(cls: type, **overrides: Any) -> dict[str, float]:
-        return {part.name: part.bytes for part in estimate.memory(config, load(None, cls, overrides))}
+        return {part.name: part.bytes for part in memory(config, load_of(load(None, cls, overrides)), Layout())}
+
+    def trained(found: dict[str, float]) -> float:
+        return found["parameters"] + found["gradients"] + found["optimizer"]
 
     vapo, grpo = sizes(RlConfig), sizes(RlConfig, **{"algorithm.preset": "grpo"})
-    assert vapo["critic"] == vapo["policy"] and "critic" not in grpo
-    total, _ = estimate.parameters(config)
-    assert vapo["policy"] == 24 * total
-    assert sizes(RlConfig, **{"model.dtype": "bfloat16"})["policy"] == 20 * total
-    assert "reference policy" in sizes(RlConfig, **{"algorithm.kl_weight": 0.1})
+    total, _ = parameters(config)
+    assert trained(grpo) == 24 * total and trained(vapo) == 2 * trained(grpo), "vapo trains a critic"
+    assert trained(sizes(SftConfig, **{"model.dtype": "bfloat16"})) == 20 * total
+    assert sizes(RlConfig, **{"algorithm.kl_weight": 0.1})["reference policy"] == 8 * total
     assert sizes(SftConfig)["KV cache, at most"] == 256 << 20
     half = sizes(SftConfig, **{"trainer.micro_batch_tokens": 4096})
     assert half["activations of a micro-batch"] * 2 == sizes(SftConfig)["activations of a micro-batch"]
+
+
+def test_an_estimate_is_that_of_a_rank_under_the_layout_asked_for(model: Path) -> None:
+    def words(**overrides: Any) -> list[str]:
+        return estimate.in_words(load(None, RlConfig, {"model.path": str(model), **overrides}))
+
+    total, _ = parameters(ModelConfig.from_hf(MOE))
+    assert words()[0].startswith(f"parameters  {total:,} (") and words()[-1].endswith("  in all, estimated")
+    split = words(**{"parallel.tp": 2, "parallel.dp_shard": 2, "parallel.ep": 4})
+    assert split[1].startswith("layout      4 ranks: tp = 2, dp_shard = 2, ep = 4; ")
+    assert split[-1].endswith("  a rank, estimated")
+    with pytest.raises(ConfigError, match=r"tp = 3 does not divide num_heads = 4.*nearest layout of 3 ranks"):
+        words(**{"parallel.tp": 3})
 
 
 def test_an_estimate_without_a_model_says_so_and_with_a_broken_one_it_is_an_error(tmp_path: Path) -> None:

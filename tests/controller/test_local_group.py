@@ -15,12 +15,24 @@ from seedthink.controller.signals import StopSignal
 from seedthink.controller.supervision import DeadlineError, WorkerDied, supervise
 from seedthink.controller.watchdog import Countdown, Watchdog
 from seedthink.errors import DataError, DeviceError, RunError
+from seedthink.parallel.layout import Layout
 
 
 def test_a_verb_that_is_not_registered_is_an_attribute_error_that_lists_the_verbs() -> None:
     group = LocalGroup("toy", Toy)
     with pytest.raises(AttributeError, match=r"no verb 'learn'; it has add, .*who"):
         group.learn()
+
+
+def test_ranks_that_share_a_batch_get_the_same_part_and_answer_once() -> None:
+    group = LocalGroup("toy", Toy, (100,), size=4, layout=Layout(dp_shard=2, tp=2))
+    assert group.scale([1, 2, 3], factor=10) == [(0, 10), (2, 20), (2, 30)]
+    assert group.shout(["a", "b"]) == ["A0", "B2"]
+    assert group.poll() == [0, 0, 1, 1, 2, 2, 3, 3], "a protocol over ranks looks at no layout"
+    assert group.first() == 101 and group.add(0) == [101, 102, 103, 104], "`first` ran on every rank"
+    assert [worker.place.layout for worker in group.workers] == [group.layout] * 4
+    with pytest.raises(ValueError, match="one element per data index is needed: got 4 for 2"):
+        group.shout(["a", "b", "c", "d"])
 
 
 def test_exceptions_of_local_workers_arrive_as_they_were_raised() -> None:

@@ -7,6 +7,7 @@ from toy_workers import Toy
 from seedthink.controller.groups import Place
 from seedthink.controller.protocol import (
     FIRST,
+    GATHERED,
     ONE_TO_ALL,
     PER_RANK,
     RANK_ZERO,
@@ -17,6 +18,7 @@ from seedthink.controller.protocol import (
     split_evenly,
     verbs_of,
 )
+from seedthink.parallel.layout import Layout
 
 
 def arguments(calls: dict) -> dict:
@@ -67,7 +69,7 @@ def test_per_rank_hands_out_one_element_each() -> None:
 @pytest.mark.parametrize(
     ("split", "args", "says"),
     [
-        (one_each, ([1, 2, 3],), "got 3 for 2 ranks"),
+        (one_each, ([1, 2, 3],), "got 3 for 2"),
         (one_each, ([1, 2], [1]), r"common length, got \[2, 1\]"),
         (split_evenly, ([1, 2], [1]), r"common length, got \[2, 1\]"),
         (split_evenly, ([1], 5), "argument 1 .* not int"),
@@ -78,6 +80,36 @@ def test_per_rank_hands_out_one_element_each() -> None:
 def test_arguments_that_do_not_fit_the_protocol_are_refused(split, args, says) -> None:
     with pytest.raises(ValueError, match=says):
         split(2, args, {})
+
+
+PLANES = Layout(dp_shard=2, cp=1, tp=2)
+
+
+def test_ranks_of_one_data_index_get_the_same_part_and_the_first_of_them_answers() -> None:
+    calls = SPLIT.calls(PLANES, ([1, 2, 3],), {"factor": 9})
+    assert arguments(calls) == {0: ([1],), 1: ([1],), 2: ([2, 3],), 3: ([2, 3],)}
+    assert all(call.kwargs == {"factor": 9} for call in calls.values())
+    assert arguments(PER_RANK.calls(PLANES, (["x", "y"],), {})) == {0: ("x",), 1: ("x",), 2: ("y",), 3: ("y",)}
+    for transfer in (SPLIT, PER_RANK, GATHERED):
+        assert transfer.answering(PLANES, range(4)) == [0, 2]
+
+
+def test_ranks_that_are_polled_all_run_and_each_data_index_answers_once() -> None:
+    assert arguments(GATHERED.calls(PLANES, (5,), {})) == dict.fromkeys(range(4), (5,))
+    assert GATHERED.gather([[1], [2]]) == [1, 2]
+
+
+def test_what_reaches_every_rank_or_the_first_does_not_look_at_the_layout() -> None:
+    assert arguments(ONE_TO_ALL.calls(PLANES, (5,), {})) == dict.fromkeys(range(4), (5,))
+    assert ONE_TO_ALL.answering(PLANES, range(4)) == [0, 1, 2, 3]
+    assert FIRST.answering(PLANES, range(4)) == [0] and len(FIRST.calls(PLANES, (), {})) == 4
+    assert arguments(RANK_ZERO.calls(PLANES, (5,), {})) == {0: (5,)} and RANK_ZERO.answering(PLANES, [0]) == [0]
+
+
+def test_one_rank_for_each_data_index_is_plain_data_parallelism() -> None:
+    for transfer, args in ((SPLIT, ([1, 2, 3],)), (PER_RANK, ([1, 2, 3],)), (GATHERED, (1,))):
+        assert transfer.calls(Layout(dp_replicate=3), args, {}) == transfer.split(3, args, {})
+        assert transfer.answering(Layout(dp_replicate=3), range(3)) == [0, 1, 2]
 
 
 def test_concatenation_keeps_arrays_arrays_and_nones_none() -> None:
@@ -102,4 +134,4 @@ def test_verbs_are_found_under_the_name_they_have_in_the_class() -> None:
 
 
 def test_a_registered_method_can_be_called_directly() -> None:
-    assert Toy(Place("toy", 2, 4, 1), base=10).add(5) == 17
+    assert Toy(Place("toy", 2, Layout(dp_shard=4), 1), base=10).add(5) == 17

@@ -16,6 +16,7 @@ from seedthink.controller.ray_cluster import RayCluster, ResourcePool, Slot
 from seedthink.controller.ray_group import RayGroup
 from seedthink.controller.supervision import DeadlineError, WorkerDied
 from seedthink.errors import ConfigError, DataError, DeviceError, RunError
+from seedthink.parallel.layout import Layout
 
 HALF = Slot(cpus=0.5)
 
@@ -50,6 +51,16 @@ def test_ray_and_local_groups_give_the_same_results(pair: RayGroup) -> None:
         assert group.later(0.0).result() == [0, 1]
         doubled = group.double(np.arange(200_000))
         assert isinstance(doubled, np.ndarray) and np.array_equal(doubled, np.arange(200_000) * 2)
+
+
+def test_ranks_of_one_data_index_answer_once_under_ray_too(cluster: RayCluster, logs: Path) -> None:
+    with (
+        ResourcePool(cluster, "plane", [HALF, HALF]) as pool,
+        RayGroup("plane", pool, Toy, (100,), logs=logs, layout=Layout(tp=2)) as group,
+    ):
+        assert group.scale([1, 2], factor=10) == [(0, 10), (0, 20)]
+        assert group.shout(["a"]) == ["A0"]
+        assert group.add(0) == [100, 101]
 
 
 def test_futures_run_while_the_controller_does_something_else(pair: RayGroup) -> None:
@@ -102,7 +113,7 @@ def test_a_worker_that_cannot_be_built_says_why_and_frees_its_slots(cluster: Ray
 
 
 def test_payloads_that_cannot_be_sent_or_split_leave_the_group_usable(pair: RayGroup) -> None:
-    with pytest.raises(ValueError, match="got 3 for 2 ranks"):
+    with pytest.raises(ValueError, match="got 3 for 2"):
         pair.shout(["a", "b", "c"])
     with pytest.raises(TypeError, match="lock"):
         pair.add(threading.Lock())

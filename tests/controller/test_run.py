@@ -25,6 +25,7 @@ from seedthink.controller.value_pretraining import finished
 from seedthink.controller.worker import EngineWorker
 from seedthink.engine.engine import EngineSettings
 from seedthink.errors import ConfigError, DataError, RunError
+from seedthink.parallel.layout import Layout
 from seedthink.types import Completion, Finish, Request, SamplingParams
 
 SUM: dict[str, Any] = {"kind": "puzzle", "family": "running_sum", "min_terms": 2, "max_terms": 3}
@@ -212,7 +213,7 @@ def test_an_answer_ends_at_the_tokenizers_stop_token_where_config_json_names_non
         total_updates=1,
         critic=False,
     )
-    worker = EngineWorker(Place("policy", 0, 1, 1), settings, None)
+    worker = EngineWorker(Place("policy", 0, Layout(), 1), settings, None)
     with torch.no_grad():
         worker.policy.module.get_parameter("norm_D").zero_()  # every token is equally likely
     params = SamplingParams(max_tokens=400)

@@ -168,6 +168,12 @@ inline unsigned __ballot_sync(unsigned, bool vote) {
 inline unsigned __reduce_max_sync(unsigned, unsigned x) {
   return on_cpu::fold(x, 0, [](uint32_t all, uint32_t one, unsigned) { return std::max(all, one); });
 }
+inline int __reduce_max_sync(unsigned, int x) {
+  const auto join = [](uint32_t all, uint32_t one, unsigned) {
+    return static_cast<uint32_t>(std::max(static_cast<int>(all), static_cast<int>(one)));
+  };
+  return static_cast<int>(on_cpu::fold(static_cast<uint32_t>(x), 0x80000000u, join));
+}
 inline unsigned __reduce_min_sync(unsigned, unsigned x) {
   return on_cpu::fold(x, ~0u, [](uint32_t all, uint32_t one, unsigned) { return std::min(all, one); });
 }
@@ -234,6 +240,9 @@ inline unsigned __float_as_uint(float f) {
 }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fadd_rn(float a, float b) {
+  const float sum = a + b;
+  return sum == sum ? sum : __uint_as_float(0x7fffffffu);  // a device has one NaN
+}
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float rsqrtf(float x) { return 1.f / std::sqrt(x); }

@@ -32,16 +32,32 @@ struct Routed {
     for (X& x : logits) x = narrow<X>(c.tied ? std::floor(normal(random)) : normal(random));
     for (float& b : bias) b = 0.1f * normal(random);
     const int ranges = (c.T + c.range - 1) / c.range;
-    rule = {c.T, c.E, c.K, c.sigmoid, c.norm, c.scale, c.biased ? bias.data() : nullptr, c.groups, c.kept, ranges, c.range};
+    rule = {c.T, c.E, c.K, c.sigmoid, c.norm, c.scale, c.biased ? bias.data() : nullptr, c.groups, c.kept,
+            c.E / c.groups, ranges, c.range};
   }
 
   template <int P>
   void run() {
-    std::vector<uint16_t> count(c.E * kRanges + 4, 0xffff);
+    std::vector<uint32_t> count(packs_of(c.E) * kPackWords * rule.ranges, ~0u);
     const RouteOutput out{ids.data(), weight.data(), count.data()};
     const Places places{counts.data(), offsets.data(), row.data(), token.data()};
-    on_cpu::launch(rule.ranges, kRouteThreads, [&] { choose_experts<X, P>(rule, logits.data(), out); });
-    on_cpu::launch(max(1, rule.ranges), kRouteThreads, [&] { place_rows(rule, ids.data(), count.data(), places); });
+    const unsigned threads = 32 * min(max(c.range, 8), kWarpsOf<P>);
+    on_cpu::launch(rule.ranges, threads, [&] { choose_experts<X, P>(rule, logits.data(), out); });
+    on_cpu::launch(max(1, rule.ranges), kPlaceThreads, [&] { place_rows(rule, ids.data(), count.data(), places); });
+    if (rule.ranges == 1 && c.range <= kWarpsOf<P>) check_cluster<P>(threads);
+  }
+
+  // A cluster of one block gives the bits of the two launches.
+  template <int P>
+  void check_cluster(unsigned threads) const {
+    Routed other(c);
+    other.logits = logits;
+    other.rule.bias = rule.bias;
+    const RouteOutput out{other.ids.data(), other.weight.data(), nullptr};
+    const Places places{other.counts.data(), other.offsets.data(), other.row.data(), other.token.data()};
+    on_cpu::launch(1, threads, [&] { route_cluster<X, P>(rule, logits.data(), out, places); });
+    expect(other.ids == ids && std::memcmp(other.weight.data(), weight.data(), 4 * weight.size()) == 0, "same choices");
+    expect(other.counts == counts && other.offsets == offsets && other.row == row && other.token == token, "same places");
   }
 
   double logit(int t, int e) const { return widen(logits[t * c.E + e]); }
@@ -174,6 +190,46 @@ void bad_rows() {
   routed.check_places();
 }
 
+// Scores at the ends of exp, beside logits that are masked, come out as from the formula for every logit.
+void far_logits() {
+  Routed<float> routed({6, 70, 4, true, true, true});
+  for (const int e : {3, 11, 69}) routed.logits[e] = -INFINITY;
+  routed.logits[70 + 5] = -200.f;
+  routed.logits[2 * 70 + 9] = 150.f;
+  routed.logits[3 * 70 + 40] = -70.f;
+  for (int e = 0; e < 70; ++e) routed.logits[4 * 70 + e] = -INFINITY;
+  routed.logits[5 * 70 + 69] = INFINITY;
+  routed.run<4>();
+  for (int t = 0; t < 4; ++t) {
+    const std::vector<int> want = routed.wanted(t);
+    expect(want.empty() || std::equal(want.begin(), want.end(), routed.ids.begin() + 4 * t), "far logits are ordered");
+    for (int k = 0; k < 4; ++k) expect(std::isfinite(routed.weight[4 * t + k]), "far logits have weights");
+  }
+  for (int i = 16; i < 24; ++i) expect(std::isnan(routed.weight[i]), "sigmoids of a row without scores have NaN weights");
+  routed.check_places();
+}
+
+// More equals than there is place for: the first are chosen, and each only once.
+void all_equal() {
+  Routed<float> routed({3, 100, 7, false, true, false, 1, 1, 1.f, false, 8});
+  std::fill(routed.logits.begin(), routed.logits.end(), 0.25f);
+  for (const int e : {40, 99}) routed.logits[100 + e] = 0.5f;
+  routed.run<4>();
+  const int want[] = {0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 4, 40, 99};
+  expect(std::equal(want, want + 14, routed.ids.begin()), "of equals the first are chosen");
+  routed.check_places();
+}
+
+void sorted_keys() {
+  std::mt19937 random(5);
+  for (int round = 0; round < 200; ++round) {
+    int32_t key[16];
+    for (int32_t& x : key) x = static_cast<int32_t>(random() % 20) - 10;
+    sort(key);
+    expect(std::is_sorted(std::rbegin(key), std::rend(key)), "the network sorts");
+  }
+}
+
 void same_bits_in_any_batch() {
   const Case c{70, 64, 4, true, true, true, 8, 3, 2.5f};
   Routed<float> many(c);
@@ -195,13 +251,20 @@ int main() {
     expect(std::fabs(exp_unfused(x) - want) < 4e-7 * want, "exp is exp");
   }
   expect(exp_unfused(-100.f) == 0.f && std::isinf(exp_unfused(100.f)) && std::isnan(exp_unfused(NAN)), "exp has its ends");
-  expect(key_of(-0.f) == key_of(0.f) && key_of(-INFINITY) > 0 && key_of(-1.f) < key_of(-0.5f), "keys order like floats");
+  expect(key_of(-0.f) == key_of(0.f) && key_of(-1.f) < key_of(-0.5f), "keys order like floats");
+  expect(key_of(-INFINITY) == kKeyOfLowest && key_of(INFINITY) == kKeyOfInfinity, "keys know the ends");
+  expect(key_of(-1.f) > kKeyOfLowest && key_of(-0.f) < key_of(1.f) && key_of(NAN) > kKeyOfInfinity, "NaN is above all");
   expect(value_of(key_of(-2.f)) == -2.f && value_of(key_of(3.f)) == 3.f, "a key knows its float");
   run<float, 4>({70, 128, 8});
   run<float, 4>({40, 33, 3, false, false, false, 1, 1, 2.f});
   run<float, 4>({40, 8, 2, false, true, false, 1, 1, 1.f, true});
   run<float, 4>({40, 100, 8, false, true, false, 1, 1, 1.f, true});
   run<float, 8>({40, 256, 8, true, true, true, 8, 4, 2.5f});
+  run<float, 4>({32, 128, 6, true, true, true, 4, 2, 2.5f});  // groups of 32
+  run<float, 8>({20, 160, 6, false, false, false, 5, 3});
+  run<float, 8>({20, 160, 6, true, true, true, 2, 1});  // a key of a lane is absent
+  run<float, 8>({20, 192, 6, true, true, false, 3, 2});
+  run<float, 4>({8, 64, 32, true, true, true, 8, 4, 1.f, false, 8});
   run<float, 4>({40, 60, 6, false, true, true, 5, 2});
   run<float, 4>({9, 6, 2, true, false, false, 6, 3});
   run<float, 16>({5, 512, 32});
@@ -212,5 +275,8 @@ int main() {
   none.run<4>();
   none.check_places();
   bad_rows();
+  far_logits();
+  all_equal();
+  sorted_keys();
   same_bits_in_any_batch();
 }

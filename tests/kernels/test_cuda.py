@@ -13,8 +13,9 @@ import torch
 
 from seedthink import _C
 from seedthink.errors import DeviceError
-from seedthink.kernels import cuda
+from seedthink.kernels import cuda, fp8
 from seedthink.kernels.gae import gae
+from seedthink.kernels.route import route
 
 ROOT = Path(__file__).parents[2]
 ARCHITECTURES = ("80", "90a")
@@ -140,3 +141,50 @@ def test_permute_and_back_on_the_device_is_the_sum_of_the_weights() -> None:
     rows = cuda.permute(x, row, token)
     assert torch.equal(rows, x[token.long()])
     torch.testing.assert_close(cuda.unpermute(rows, weight, row, token), x)
+
+
+@on_device
+@pytest.mark.parametrize("experts", [8, 100, 128, 256, 512])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_the_device_routes_as_the_cpu_does(experts: int, groups: int) -> None:
+    bias = None if groups == 1 else 0.1 * torch.randn(experts)
+    score = "softmax" if groups == 1 else "sigmoid"
+    for tokens in (0, 1, 7, 8, 9, 33, 64, 100, 128, 129, 255, 256, 257, 1000, 5000):
+        for logits in (torch.randn(tokens, experts), torch.randint(-2, 3, (tokens, experts)).float()):
+            want = route(
+                logits, 8 if groups == 1 else 2, score=score, bias_E=bias, groups=groups, topk_groups=groups // 2 or 1
+            )
+            moved = None if bias is None else bias.cuda()
+            rule = (score, True, 1.0, moved, groups, groups // 2 or 1)
+            for _ in range(2):
+                weight, ids, counts, offsets, row, token = cuda.route(logits.cuda(), want.ids_TK.shape[1], *rule)
+                for mine, theirs in zip((ids, counts, offsets, row, token), (want[0], *want[2:]), strict=True):
+                    assert torch.equal(mine.cpu(), theirs)
+                torch.testing.assert_close(weight.cpu(), want.weight_TK, rtol=1e-5, atol=1e-7)
+
+
+@on_device
+@pytest.mark.parametrize("broken", [float("nan"), -float("nan"), float("inf")])
+def test_a_broken_row_has_nan_weights_and_leaves_the_others_alone(broken: float) -> None:
+    logits = torch.randn(300, 128, device="cuda")
+    logits[7, 5] = broken
+    weight = cuda.route(logits, 8, "softmax", True, 1.0, None, 1, 1)[0]
+    assert weight.isnan().any(1).nonzero().flatten().tolist() == [7]
+
+
+@on_device
+@pytest.mark.parametrize("block", [(1, 128), (128, 128), (1, 384)])
+@pytest.mark.parametrize("power_of_two", [False, True])
+@pytest.mark.parametrize("format", ["e4m3", "e5m2"])
+def test_the_device_quantises_to_the_bits_of_the_cpu(block: tuple[int, int], power_of_two: bool, format: str) -> None:
+    for rows, dtype in ((1, torch.bfloat16), (130, torch.bfloat16), (257, torch.float32)):
+        x = torch.randn(rows, 384) * torch.exp(6 * torch.randn(rows, 1))
+        x[0, :6] = torch.tensor([0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1e-42])
+        x = x.to(dtype)
+        how = (None, list(block), format, power_of_two, 1.0, [0.0, 1.0])
+        codes, scale = fp8._quantize_cpu(x, *how)
+        mine, theirs = cuda.quantize(x.cuda(), *how)
+        assert torch.equal(theirs.cpu(), scale)
+        top = 0x7F if format == "e4m3" else 0x7D  # NaN codes: their sign and payload mean nothing
+        same = (mine.cpu() == codes) | (((mine.cpu() & 0x7F) >= top) & ((codes & 0x7F) >= top))
+        assert same.all()

@@ -19,6 +19,16 @@ def test_neighbours_share_matrices_and_the_outermost_axis_is_data() -> None:
     assert [LAYOUT.data_index(rank) for rank in range(8)] == [0, 0, 0, 0, 1, 1, 1, 1]
 
 
+def test_one_rank_answers_for_those_that_work_on_the_same_batch() -> None:
+    assert LAYOUT.plane == 4
+    assert [rank for rank in range(8) if LAYOUT.leads(rank)] == [0, 4]
+
+
+def test_a_layout_in_words_names_what_is_split() -> None:
+    assert str(LAYOUT) == "tp = 2, cp = 2, dp_shard = 2, ep = 4"
+    assert str(Layout()) == "one rank"
+
+
 def test_a_group_is_what_differs_on_the_named_axes_alone() -> None:
     assert LAYOUT.groups(["tp"]) == [(0, 1), (2, 3), (4, 5), (6, 7)]
     assert LAYOUT.groups(["cp"]) == [(0, 2), (1, 3), (4, 6), (5, 7)]

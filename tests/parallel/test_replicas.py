@@ -88,6 +88,13 @@ def texts(run: Path, step: int) -> list[str]:
     return [json.loads(line)["completion"] for line in lines]
 
 
+def test_a_layout_that_does_not_fit_the_ranks_is_refused_before_anything_is_begun(start: Path, tmp_path: Path) -> None:
+    asked = recipe(SftConfig, {**SFT, "model.path": str(start), "run.folder": str(tmp_path / "runs"), "parallel.tp": 3})
+    (code, _, wrong), _ = outcome(start_ranks(2, "-m", "seedthink", "sft", str(asked)))
+    assert code == 2 and "[parallel] tp = 3 does not divide the 2 ranks; " in wrong and "nearest layout of 2 " in wrong
+    assert not (tmp_path / "runs").exists(), "nothing was begun"
+
+
 def test_a_rank_that_was_asked_for_something_else_stops_all(start: Path, tmp_path: Path) -> None:
     asked = recipe(SftConfig, {**SFT, "model.path": str(start), "run.folder": str(tmp_path / "runs")})
     seeds = [["--run.seed", "0"], ["--run.seed", "7"]]

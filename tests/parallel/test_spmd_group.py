@@ -25,6 +25,12 @@ def test_verbs_reach_every_rank_and_results_come_back_in_rank_order() -> None:
     assert shouted == "['A0', 'B1']", "a rank that raised goes on"
 
 
+def test_ranks_that_share_a_batch_get_the_same_part_and_answer_once() -> None:
+    found = outcome(start_ranks(4, PROGRAM, "planes"))
+    assert [code for code, _, _ in found] == [0] * 4, found
+    assert found[0][1].splitlines() == ["[(0, 2), (2, 4), (2, 6)] ['A0', 'B2'] 101 [101, 102, 103, 104]"]
+
+
 def test_a_rank_that_dies_is_named_and_the_others_end() -> None:
     (code, _, wrong), (other, _, _) = outcome(start_ranks(2, PROGRAM, "killed"))
     assert other == 3 and code == 1

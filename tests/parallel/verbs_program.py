@@ -11,6 +11,7 @@ from seedthink.controller.spmd_group import SpmdGroup, leave, serve
 from seedthink.errors import DataError
 from seedthink.parallel.control import Hub, Spoke
 from seedthink.parallel.launch import launched
+from seedthink.parallel.layout import Layout
 
 
 class Facts:
@@ -26,6 +27,10 @@ def ordinary(group: SpmdGroup) -> None:
     except DataError as error:
         print(f"DataError: {error}")
     print(group.shout(["a", "b"]))
+
+
+def planes(group: SpmdGroup) -> None:
+    print(group.scale([1, 2, 3], factor=2), group.shout(["a", "b"]), group.first(), group.add(0))
 
 
 def killed(group: SpmdGroup) -> None:
@@ -45,6 +50,7 @@ def abandoned(group: SpmdGroup) -> None:
 
 CASES: dict[str, Callable[[SpmdGroup], None]] = {
     "ordinary": ordinary,
+    "planes": planes,
     "killed": killed,
     "hanging": hanging,
     "abandoned": abandoned,
@@ -58,7 +64,8 @@ if __name__ == "__main__":
     else:
         hub = Hub(launch, Facts())
         try:
-            with SpmdGroup("toys", hub, Toy, (100,)) as group:
+            layout = Layout(dp_shard=2, cp=2) if sys.argv[1] == "planes" else None
+            with SpmdGroup("toys", hub, Toy, (100,), layout=layout) as group:
                 CASES[sys.argv[1]](group)
         finally:
             hub.close()

@@ -81,6 +81,15 @@ def test_length_and_workers_may_change_without_asking(tmp_path: Path) -> None:
         open_run(config(tmp_path, **{"run.seed": 1, "run.steps": 500, "controller.kind": "local"}), "rl")
 
 
+def test_the_layout_may_change_without_asking_also_of_a_run_that_began_before_there_was_one(tmp_path: Path) -> None:
+    path = begun(tmp_path)
+    open_run(config(tmp_path, **{"parallel.tp": 2, "parallel.ep": 2}), "rl").close()
+    table = json.loads((path / "resolved.json").read_text())
+    del table["parallel"]
+    (path / "resolved.json").write_text(json.dumps(table))
+    open_run(config(tmp_path), "rl").close()
+
+
 def test_starting_fresh_moves_the_earlier_run_aside(tmp_path: Path) -> None:
     path = begun(tmp_path)
     folder = open_run(config(tmp_path, **{"run.resume": "fresh"}), "rl")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from seedthink.telemetry.memory import MemorySampler, pss_bytes, tree, tree_bytes
+from seedthink.telemetry.memory import MemorySampler, limit_bytes, pss_bytes, tree, tree_bytes
 
 
 def fake(proc: Path, pid: int, parent: int, pss_kib: int, name: str = "worker") -> None:
@@ -32,6 +32,14 @@ def test_a_process_that_has_gone_counts_nothing(tmp_path: Path) -> None:
     assert pss_bytes(99, tmp_path) == 0
     (tmp_path / "10" / "smaps_rollup").unlink()
     assert tree_bytes(10, tmp_path) == 0
+
+
+def test_the_limit_is_the_machines_memory_or_what_the_control_group_allows(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal:  2048 kB\nMemFree:  100 kB\n")
+    assert limit_bytes(tmp_path, tmp_path / "none") == 2 << 20
+    for text, wanted in (("max\n", 2 << 20), ("1048576\n", 1 << 20), ("8388608\n", 2 << 20)):
+        (tmp_path / "memory.max").write_text(text)
+        assert limit_bytes(tmp_path, tmp_path) == wanted
 
 
 def test_a_child_process_is_part_of_the_sum() -> None:

@@ -82,20 +82,9 @@ def elementwise() -> Iterator[Launch]:
 
 
 def quantisers() -> Iterator[Launch]:
-    x, residual, row = meta(T, 7168), meta(T, 7168), meta(T, K, dtype=I32)
+    x = meta(T, 7168)
     yield from over("fp8 1x128", fp8.CONFIGS, lambda c: fp8.quantize_rows(x, config=c))
-    yield from over(
-        "fp8 1x128 with residual", fp8.CONFIGS, lambda c: fp8.quantize_rows(x, 128, E4M3, True, residual, config=c)
-    )
-    yield from over("fp8 1x128, scattered", fp8.CONFIGS, lambda c: fp8.quantize_permute(x, row, config=c))
     yield from over("fp8 rows", fp8.ROW_CONFIGS, lambda c: fp8.quantize_rows(x, 7168, config=c))
-    yield from over("fp8 128x128", fp8.SQUARE_CONFIGS, lambda c: fp8.quantize_squares(x, config=c))
-    scale = meta(64, 56, dtype=F32)
-    yield from over(
-        "fp8 128x128, sticky, with residual, ratio",
-        fp8.SQUARE_CONFIGS,
-        lambda c: fp8.quantize_squares(x, E4M3, False, residual, scale, (1.5, 0.4, 1.0), config=c),
-    )
 
 
 def rows() -> Iterator[Launch]:

@@ -136,7 +136,6 @@ REFUSED: list[tuple[str, Callable[[], Any]]] = [
     ("y: dimension 0 is 3, expected 4", lambda: permute.combine(f32(3, 4), None, i32(2, 2))),
     ("format: expected torch.float8_e4m3fn or", lambda: fp8.quantize_rows(f32(2, 4), 128, torch.float8_e8m0fnu)),
     ("width: expected 128 or the row's 4, got 64", lambda: fp8.quantize_rows(f32(2, 4), 64)),
-    ("previous: dimension 1 is 2, expected 1", lambda: fp8.quantize_squares(f32(2, 4), previous_PQ=f32(1, 2))),
     (
         "x_scale: dimension 1 is 1, expected 2",
         lambda: fp8_matmul.fp8_matmul(
@@ -162,22 +161,11 @@ def test_a_wrong_argument_is_named(message: str, call: Callable[[], Any]) -> Non
 
 def test_the_operator_of_fp8_hands_codes_around_as_bytes() -> None:
     with launching_nothing():
-        codes, scale, _ = fp8.quantize_rows(f32(2, 256), 128, torch.float8_e5m2, True)
-        w_codes, w_scale, left = fp8.quantize_squares(
-            f32(3, 256), torch.float8_e4m3fn, False, meta(3, 256), f32(1, 2), (1.5, 0.25, 1.0)
-        )
-        codes, w_codes = codes.view(torch.uint8), w_codes.view(torch.uint8)
+        codes, scale = fp8.quantize_rows(f32(2, 256), 128, torch.float8_e5m2, True)
+        codes, w_codes, w_scale = codes.view(torch.uint8), meta(3, 256, dtype=torch.uint8), f32(1, 2)
         y = fp8_matmul.operator_fp8_linear(codes, scale, w_codes, w_scale, "e5m2", "e4m3", False)
-    assert kinds((codes, scale, w_codes, w_scale, left, y)) == [
-        (torch.Size(shape), dtype)
-        for shape, dtype in [
-            ((2, 256), torch.uint8),
-            ((2, 2), F32),
-            ((3, 256), torch.uint8),
-            ((1, 2), F32),
-            ((3, 256), torch.bfloat16),
-            ((2, 3), F32),
-        ]
+    assert kinds((codes, scale, y)) == [
+        (torch.Size(shape), dtype) for shape, dtype in [((2, 256), torch.uint8), ((2, 2), F32), ((2, 3), F32)]
     ]
 
 
