@@ -230,8 +230,8 @@ class Trainer:
         return state
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The weights of `state`, by name."""
-        return {name: self._whole(name, p.detach()) for name, p in zip(self.names, self.parameters, strict=True)}
+        """The weights of `state`, by name, also those that do not learn."""
+        return {name: self._whole(name, p.detach()) for name, p in self.module.named_parameters()}
 
     def _whole(self, name: str, part: torch.Tensor) -> torch.Tensor:
         return part if self._assembly is None else self._assembly.whole(name, part)
@@ -240,7 +240,7 @@ class Trainer:
         """Restores what `state` returned, wherever: every rank takes its parts of whole tensors."""
         cuts = _cuts(self.module)
         with torch.no_grad():
-            for name, p in zip(self.names, self.parameters, strict=True):
+            for name, p in self.module.named_parameters():
                 p.copy_(cuts[name].of(state[f"weight.{name}"]))
         for name, p in zip(self.names, self.parameters, strict=True):
             if f"exp_avg.{name}" in state:

@@ -8,6 +8,7 @@ from seedthink.models.config import ModelConfig
 from seedthink.parallel.cut import Cut, Seat, even_cut, experts_cut, heads_cut, whole_cut
 
 _HEADS = {"qkv_weight", "qkv_bias_X"}
+_ROWS = {"out_weight", "down_D_I"}
 _EXPERTS = {"gate_up_E_2I_D", "down_E_D_I"}
 
 
@@ -17,11 +18,11 @@ def cut_of(name: str, parameter: Tensor, config: ModelConfig, seat: Seat) -> Cut
     if last in _HEADS:
         return heads_cut(config.num_heads, config.num_kv_heads, config.head_dim, seat)
     if last == "gate_up_2I_D":
-        return even_cut(2 * config.intermediate_size, seat, runs=2)
-    if last in ("out_weight", "down_D_I"):
-        return even_cut(config.hidden_size, seat)
+        return even_cut(parameter.shape[0] * seat.tp, seat, runs=2)
+    if last in _ROWS:
+        return even_cut(parameter.shape[0] * seat.tp, seat)
     if last in _EXPERTS:
-        return experts_cut(config.num_experts, seat)
+        return experts_cut(parameter.shape[0] * seat.ep, seat)
     return whole_cut(parameter.shape[0], seat)
 
 

@@ -92,7 +92,7 @@ class SparseMoE(nn.Module):
     def forward(self, x_TD: Tensor, context: Context) -> Tensor:
         """x_TD -> y_TD; the context is told the routing."""
         logits_TE = linear(x_TD, self.router_ED, torch.float32)
-        routing = self.shards.route(logits_TE, self.k, self.norm_topk)
+        routing = self.shards.route(logits_TE, self.k, norm_topk=self.norm_topk)
         context.note_routing(self.layer, routing, logits_TE)
         return self.shards.experts(x_TD, routing, self.gate_up_E_2I_D, self.down_E_D_I, self.compute)
 

@@ -6,6 +6,8 @@ ranks.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -55,9 +57,9 @@ class Shards:
         """After the second product of a half: own rows with all columns."""
         return y_UX
 
-    def route(self, logits_TE: Tensor, k: int, norm_topk: bool) -> Routing:
+    def route(self, logits_TE: Tensor, k: int, **rule: Any) -> Routing:
         """`kernels.route.route`."""
-        return route(logits_TE, k, norm_topk=norm_topk)
+        return route(logits_TE, k, **rule)
 
     def experts(self, x_TD: Tensor, routing: Routing, gate_up: Tensor, down: Tensor, compute: torch.dtype) -> Tensor:
         """`kernels.experts.experts`, wherever the experts are."""
@@ -98,14 +100,14 @@ class MeshShards(Shards):
         """Errors: ConfigError where experts cannot be shared evenly."""
         return share_of(experts, self.seat.ep, "num_experts", "ep")
 
-    def route(self, logits_TE: Tensor, k: int, norm_topk: bool) -> Routing:
+    def route(self, logits_TE: Tensor, k: int, **rule: Any) -> Routing:
         """Rows that cannot be routed get weights of NaN: an error here would leave the other ranks waiting."""
         try:
-            return route(logits_TE, k, norm_topk=norm_topk)
+            return route(logits_TE, k, **rule)
         except ValueError as error:
             if not not_finite(error):
                 raise
-        routing = route(torch.nan_to_num(logits_TE), k, norm_topk=norm_topk)
+        routing = route(torch.nan_to_num(logits_TE), k, **rule)
         return routing._replace(weight_TK=routing.weight_TK * torch.nan)
 
     def experts(self, x_TD: Tensor, routing: Routing, gate_up: Tensor, down: Tensor, compute: torch.dtype) -> Tensor:

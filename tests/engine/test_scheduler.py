@@ -195,3 +195,16 @@ def test_new_weights_send_everybody_back_in_order_and_void_the_cache() -> None:
     scheduler.forget(version=1)
     assert names(scheduler.waiting) == ["a", "b"] and scheduler.pool.used == 0
     assert step(scheduler) == {"a": 21, "b": 21}
+
+
+def test_what_leaves_together_frees_its_pages_in_the_order_named() -> None:
+    # Ranks that plan the same steps must hand out, and so evict, the same pages.
+    scheduler = new()
+    each = [generation(str(n), 3) for n in range(8)]
+    for one in each:
+        scheduler.add(one)
+    step(scheduler)
+    leaving = each[3:] + each[:3]
+    pages = [int(scheduler.table.page_SP[one.slot, 0]) for one in leaving]
+    scheduler.remove(leaving)
+    assert scheduler.pool.allocate(8) == pages[::-1]
