@@ -149,9 +149,14 @@ def learnt(name: str, mesh: Mesh | None) -> dict[str, Any]:
         found["losses"].append(update.metrics["train/loss"])
         found["norms"].append(update.grad_norm)
         if step == 0:
-            found["gradients"] = {n: p.grad.clone() for n, p in zip(trainer.names, trainer.parameters, strict=True)}
-    found["weights"] = {n: p.detach().clone() for n, p in zip(trainer.names, trainer.parameters, strict=True)}
+            found["gradients"] = parts(trainer, [p.grad for p in trainer.parameters])
+    found["weights"] = parts(trainer, [p.detach() for p in trainer.parameters])
     return found
+
+
+def parts(trainer: Trainer, held: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """This rank's parts by name, of what it holds of them."""
+    return {n: trainer.storage.join(n, each).clone() for n, each in zip(trainer.names, held, strict=True)}
 
 
 learnt_again = learnt
@@ -190,11 +195,11 @@ def restored(name: str, mesh: Mesh | None) -> dict[str, torch.Tensor]:
     trainer = Trainer(policy(name, mesh), policy_forward, OptimizerConfig(lr=1e-2), STEPS, mesh)
     trainer.learn(batch(members(mesh)), imitation)
     saved = {key: value.clone() for key, value in trainer.state().items()}
-    parts = {n: p.detach().clone() for n, p in zip(trainer.names, trainer.parameters, strict=True)}
+    held = {n: p.detach().clone() for n, p in zip(trainer.names, trainer.parameters, strict=True)}
     whole = saved if mesh is None else mesh.world.tell(saved)[0]
     other = Trainer(policy(name, mesh), policy_forward, OptimizerConfig(lr=1e-2), STEPS, mesh)
     other.load_state(whole)
-    same = all(torch.equal(p, parts[n]) for n, p in zip(other.names, other.parameters, strict=True))
+    same = all(torch.equal(p, held[n]) for n, p in zip(other.names, other.parameters, strict=True))
     assert same and other.step == 1, "a rank has its parts back"
     assert all(
         torch.equal(other.optimizer.state[p]["exp_avg"], trainer.optimizer.state[q]["exp_avg"])
@@ -206,10 +211,10 @@ def restored(name: str, mesh: Mesh | None) -> dict[str, torch.Tensor]:
 def spoilt(name: str, mesh: Mesh | None) -> str:
     """Why a step is skipped where a router computes NaN for a token that only one sequence has."""
     model = policy(name, mesh)
-    trainer = Trainer(model, policy_forward, OptimizerConfig(lr=1e-2), STEPS, mesh)
-    packed = batch(members(mesh))
     with torch.no_grad():
         model.embed_VD[int(sequences()[1][25])] = torch.nan
+    trainer = Trainer(model, policy_forward, OptimizerConfig(lr=1e-2), STEPS, mesh)
+    packed = batch(members(mesh))
     before = [p.clone() for p in trainer.parameters]
     why = trainer.learn(packed, imitation).skipped
     assert all(torch.equal(p.nan_to_num(), q.nan_to_num()) for p, q in zip(trainer.parameters, before, strict=True))
