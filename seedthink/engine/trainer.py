@@ -100,13 +100,12 @@ def forward_only(
 
 def _equally_many(batch: Batch, mesh: Mesh | None) -> Iterator[MicroBatch]:
     """The batch's micro-batches; where ranks meet in them, empty ones up to the number of the rank that has most."""
-    count = 0
-    for micro in micro_batches(batch):
-        yield micro
-        count += 1
+    missing = 0
     if mesh is not None and mesh.together:
-        (most,) = mesh.learning.most([count])
-        yield from (empty_micro_batch(batch) for _ in range(most - count))
+        count = len(np.unique(batch.micro_B))
+        missing = mesh.learning.most([count])[0] - count  # asked before the first: ranks meet in each of them
+    yield from micro_batches(batch)
+    yield from (empty_micro_batch(batch) for _ in range(missing))
 
 
 class Trainer:
