@@ -68,7 +68,9 @@ class ShardedStorage(Storage):
         super().__init__(module)
         self._strips: dict[str, tuple[Strips, int]] = {}
         names = {p: name for name, p in module.named_parameters() if p.requires_grad}
-        self._units = [self._unit({p: names.pop(p) for p in block.parameters() if p in names}, cuts, mesh) for block in blocks]
+        self._units = [
+            self._unit({p: names.pop(p) for p in block.parameters() if p in names}, cuts, mesh) for block in blocks
+        ]
         for block, unit in zip(blocks, self._units, strict=True):
             block.register_forward_pre_hook(unit.before_forward)
             block.register_forward_hook(unit.after_forward)

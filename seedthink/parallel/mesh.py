@@ -14,7 +14,8 @@ class Mesh:
     """This rank among the others.
 
     world: all. tp, cp: along one axis. plane: the ranks of one data index, which work on the same batch, cp outer and
-    tp inner. copy: those that hold one copy of everything together. experts: those that hold all experts together. expert_copies: those that hold the same experts.
+    tp inner. copy: those that hold one copy of everything together. experts: those that hold all experts together.
+    expert_copies: those that hold the same experts.
     """
 
     def __init__(self, layout: Layout, replicas: Replicas) -> None:

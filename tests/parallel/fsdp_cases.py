@@ -15,6 +15,7 @@ from seedthink.kernels.packing import kept_panels
 from seedthink.parallel.layout import Layout
 from seedthink.parallel.mesh import Mesh
 from seedthink.rl.loss import imitation
+from seedthink.types import Completion
 
 LAYOUTS = {
     2: {"shard2": Layout(dp_shard=2), "shard2 ep2": Layout(dp_shard=2, ep=2)},
@@ -41,7 +42,7 @@ def answers(name: str, mesh: Mesh | None) -> dict[str, torch.Tensor]:
         engine = engine_cases.engine_of(name, mesh, engine_cases.folder_of(name, parent))
         if mesh is None or mesh.layout.data_index(mesh.rank) == 0:
             engine.submit(mesh_cases.asked())
-        done = []
+        done: list[Completion] = []
         while engine_cases.engine_busy(engine, mesh):
             done += engine.collect(1.0)
     tokens = {f"tokens {each.id}": torch.from_numpy(each.tokens_T) for each in done}
@@ -57,7 +58,9 @@ def held(name: str, mesh: Mesh | None) -> dict[str, Any]:
     found: dict[str, Any] = {
         "weights": sum(p.numel() for p in trainer.parameters),
         "gradients": sum(p.grad.numel() for p in trainer.parameters if p.grad is not None),
-        "moments": sum(each["exp_avg"].numel() + each["exp_avg_sq"].numel() for each in trainer.optimizer.state.values()),
+        "moments": sum(
+            each["exp_avg"].numel() + each["exp_avg_sq"].numel() for each in trainer.optimizer.state.values()
+        ),
         "module": sum(memories.values()),
         "packs": packs(model),
     }

@@ -149,7 +149,7 @@ def learnt(name: str, mesh: Mesh | None) -> dict[str, Any]:
         found["losses"].append(update.metrics["train/loss"])
         found["norms"].append(update.grad_norm)
         if step == 0:
-            found["gradients"] = parts(trainer, [p.grad for p in trainer.parameters])
+            found["gradients"] = parts(trainer, [p.grad for p in trainer.parameters if p.grad is not None])
     found["weights"] = parts(trainer, [p.detach() for p in trainer.parameters])
     return found
 

@@ -13,8 +13,11 @@ import pytest
 import torch
 from mesh_program import case_of
 from ranks import outcome, start_ranks
+from torch.utils.checkpoint import checkpoint
 
+from seedthink.kernels.linear import linear
 from seedthink.parallel.cut import Cut, Piece
+from seedthink.parallel.fsdp import Unit
 from seedthink.parallel.group import Group
 from seedthink.parallel.launch import free_port
 from seedthink.parallel.layout import Layout
@@ -72,6 +75,38 @@ def test_a_parameter_that_is_not_in_use_reads_as_nan_and_has_no_memory() -> None
     assert weight.shape == (300, 4) and weight.isnan().all() and weight.untyped_storage().nbytes() == 4
     strips.gather()
     assert torch.equal(weight, torch.ones(300, 4)) and weight.data_ptr() == strips.held[0].data_ptr()
+
+
+class Doubling(torch.nn.Module):
+    """(x,) -> (x w^T + x,)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(70, 70, generator=torch.Generator().manual_seed(1)))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+        return (linear(x, self.weight) + x,)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["once", "made again in the backward"])
+def test_weights_are_here_for_a_block_alone_and_twice_where_its_forward_is_repeated(again: bool) -> None:
+    x = torch.randn(5, 70, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    first, second = Doubling(), Doubling()
+    (want,) = second(*first(x))
+    want.square().sum().backward()
+    expected, x.grad = [x.grad, first.weight.grad, second.weight.grad], None
+    first.weight.grad = second.weight.grad = None
+    strips = [Strips([block.weight], Group((0,), 0)) for block in (first, second)]
+    for block, each in zip((first, second), strips, strict=True):
+        unit = Unit([each])
+        block.register_forward_pre_hook(unit.before_forward)
+        block.register_forward_hook(unit.after_forward)
+    (got,) = checkpoint(lambda x: second(*first(x)), x, use_reentrant=False) if again else second(*first(x))
+    assert torch.equal(got, want) and first.weight.isnan().all()
+    got.square().sum().backward()
+    found = [x.grad, *(each.held[0].grad.view(70, 70) for each in strips)]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert first.weight.grad is None and first.weight.isnan().all() and second.weight.isnan().all()
 
 
 @every_size
