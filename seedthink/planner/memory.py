@@ -18,7 +18,7 @@ from seedthink.models.config import ModelConfig
 from seedthink.parallel.layout import Layout
 from seedthink.parallel.layout_check import Sizes
 
-FSDP = True  # whether the ranks of dp_shard (and cp) cut weights, gradients and optimizer between them (parallel/fsdp.py)
+FSDP = True  # whether the ranks of dp_shard (and cp) cut weights and optimizer between them: parallel/fsdp.py
 PROCESS_BYTES = 350 << 20  # Python and torch, once per engine process
 RAY_BYTES = 450 << 20  # Ray's own processes on one machine
 VERIFIER_BYTES = 30 << 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from seedthink.config.sections import OptimizerConfig
 from seedthink.engine.trainer import Trainer, policy_forward
-from seedthink.kernels.packing import kept_panels
+from seedthink.kernels.packing import kept_bytes
 from seedthink.parallel.layout import Layout
 from seedthink.parallel.mesh import Mesh
 from seedthink.rl.loss import imitation
@@ -50,7 +51,9 @@ def answers(name: str, mesh: Mesh | None) -> dict[str, torch.Tensor]:
 
 
 def held(name: str, mesh: Mesh | None) -> dict[str, Any]:
-    """Numbers that a rank holds after a step, and how many weights have values or packs when they are not used."""
+    """Numbers that a rank holds after a step, and what it has of weights and packs when they are not used."""
+    gc.collect()  # packs of other cases' models
+    before = kept_bytes()
     model = mesh_cases.policy(name, mesh)
     trainer = Trainer(model, policy_forward, OptimizerConfig(), 2, mesh)
     trainer.learn(mesh_cases.batch(mesh_cases.members(mesh)), imitation)
@@ -62,20 +65,14 @@ def held(name: str, mesh: Mesh | None) -> dict[str, Any]:
             each["exp_avg"].numel() + each["exp_avg_sq"].numel() for each in trainer.optimizer.state.values()
         ),
         "module": sum(memories.values()),
-        "packs": packs(model),
+        "packs": kept_bytes() - before,
     }
     trainer.storage.hold()
     trainer.forward_only(mesh_cases.batch(mesh_cases.members(mesh)))
-    found["packs held"] = packs(model)
+    found["packs held"] = kept_bytes() - before
     trainer.storage.let_go()
-    found["packs let go"] = packs(model)
+    found["packs let go"] = kept_bytes() - before
     return found
-
-
-def packs(model: torch.nn.Module) -> int:
-    """Weights of which there is a pack."""
-    kinds = [(dtype, way) for dtype in (torch.float32, torch.bfloat16) for way in (False, True)]
-    return sum(any(kept_panels(p, *kind) is not None for kind in kinds) for p in model.parameters())
 
 
 def one_sided(name: str, mesh: Mesh | None) -> list[float]:
