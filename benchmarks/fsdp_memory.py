@@ -125,7 +125,8 @@ def main() -> None:
     if options.rendezvous:
         as_rank(options.layout, options.rank, options.rendezvous)
         return
-    surroundings, rows, alone = environment(), [], held(None)
+    surroundings, alone = environment(), held(None)
+    rows: list[dict[str, Any]] = []
     print("layout             parameters  gradients  optimizer  share of alone    packs  generating: weights     packs")
     for name, layout in LAYOUTS.items():
         found = alone if layout.size == 1 else on_ranks(name)

@@ -173,6 +173,7 @@ class Engine:
     def learn_value(self, batch: Batch) -> Update:
         """One optimizer step of the critic alone (value pretraining)."""
         assert self.critic is not None and self.losses.value is not None
+        self.policy.storage.let_go()
         update = self.critic.learn(batch, self.losses.value)
         metrics = {f"critic/{name}" if "/" not in name else name: value for name, value in update.metrics.items()}
         return Update(metrics | {"critic/grad_norm": update.grad_norm}, update.grad_norm, update.skipped)

@@ -22,7 +22,7 @@ from seedthink.parallel.layout import Layout
 from seedthink.parallel.mesh import Mesh
 from seedthink.parallel.shards import shards_of
 from seedthink.rl.loss import imitation
-from seedthink.types import Batch, Request, SamplingParams
+from seedthink.types import Batch, Completion, Request, SamplingParams
 
 # name -> (family, compute, what is special about its weights)
 MODELS = {
@@ -167,7 +167,7 @@ def asked(ignore_eos: bool = True) -> list[Request]:
     draw = np.random.default_rng(7)
     prompts = [draw.integers(0, 67, length).astype(np.int32) for length in (1, 17, 17, 33, 5)]
     prompts[2] = prompts[1]
-    ways = [{}, {"temperature": 0.7}, {"temperature": 0.7}, {"temperature": 0.0}, {"top_k": 5, "top_p": 0.9}]
+    ways: list[dict[str, Any]] = [{}, {"temperature": 0.7}, {"temperature": 0.7}, {"temperature": 0.0}, {"top_k": 5, "top_p": 0.9}]
     return [
         Request(str(n), prompt, SamplingParams(max_tokens=4 + 2 * n, ignore_eos=ignore_eos, **way), 11 + n, group)
         for n, (prompt, way, group) in enumerate(zip(prompts, ways, ["", "g", "g", "", ""], strict=True))
@@ -180,7 +180,7 @@ def answers(name: str, mesh: Mesh | None) -> dict[str, torch.Tensor]:
     # All work to the first data index: the others step along without any.
     if mesh is None or mesh.layout.data_index(mesh.rank) == 0:
         generator.submit(asked())
-    done = {}
+    done: dict[str, Completion] = {}
     while len(done) < len(asked()):
         found = generator.collect(1.0)
         done |= {each.id: each for each in found}
