@@ -167,7 +167,13 @@ def asked(ignore_eos: bool = True) -> list[Request]:
     draw = np.random.default_rng(7)
     prompts = [draw.integers(0, 67, length).astype(np.int32) for length in (1, 17, 17, 33, 5)]
     prompts[2] = prompts[1]
-    ways: list[dict[str, Any]] = [{}, {"temperature": 0.7}, {"temperature": 0.7}, {"temperature": 0.0}, {"top_k": 5, "top_p": 0.9}]
+    ways: list[dict[str, Any]] = [
+        {},
+        {"temperature": 0.7},
+        {"temperature": 0.7},
+        {"temperature": 0.0},
+        {"top_k": 5, "top_p": 0.9},
+    ]
     return [
         Request(str(n), prompt, SamplingParams(max_tokens=4 + 2 * n, ignore_eos=ignore_eos, **way), 11 + n, group)
         for n, (prompt, way, group) in enumerate(zip(prompts, ways, ["", "g", "g", "", ""], strict=True))
