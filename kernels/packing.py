@@ -80,6 +80,11 @@ def forget(weight: Tensor) -> None:
     _cache.pop(id(weight), None)
 
 
+def kept_bytes() -> int:
+    """Of all packs that are kept, also of those that the next use of their weight replaces."""
+    return sum(panels.nbytes for entry in _cache.values() for panels in entry.panels.values())
+
+
 def _drop(slot: int, dead: weakref.ref[Tensor]) -> None:
     entry = _cache.get(slot)
     if entry is not None and entry.owner is dead:

@@ -25,7 +25,7 @@ from seedthink.engine.generator import TokenGenerator
 from seedthink.engine.micro_batch import scoring_batch
 from seedthink.engine.model_io import load_model, load_value_model
 from seedthink.engine.page_cache import pages_within
-from seedthink.engine.trainer import Loss, Trainer, forward_only, policy_forward, value_forward
+from seedthink.engine.trainer import Loss, Trainer, forward_only, module_storage, policy_forward, value_forward
 from seedthink.models.config import ModelConfig
 from seedthink.models.cuts import cuts_of
 from seedthink.models.decoder import Transformer
@@ -101,9 +101,6 @@ class Engine:
         around = tuner.step if tuner is not None else untuned
         forward = partial(policy_forward, temperature=temperature)
         policy_optimizer, critic_optimizer = settings.policy_optimizer, settings.critic_optimizer
-        self.policy = Trainer(
-            policy, forward, policy_optimizer, settings.total_updates, mesh, around, memory=settings.memory
-        )
         self.critic: Trainer | None = None
         if settings.critic:
             stored = settings.critic_path
@@ -111,7 +108,12 @@ class Engine:
             self.critic = Trainer(
                 critic, value_forward, critic_optimizer, settings.total_updates, mesh, around, memory=settings.memory
             )
+        # NOTE: after the critic is made of it: a trainer may take a module's weights apart.
+        self.policy = Trainer(
+            policy, forward, policy_optimizer, settings.total_updates, mesh, around, memory=settings.memory
+        )
         self.reference = load_model(settings.model, compute, shards) if settings.reference else None
+        self._reference = None if self.reference is None else module_storage(self.reference, mesh)
         self.version, self._mesh = 0, mesh
         self.generator = TokenGenerator(
             policy,
@@ -129,7 +131,11 @@ class Engine:
         self.generator.submit(requests)
 
     def collect(self, timeout: float) -> Sequence[Completion]:
-        """Generates until some request finishes or `timeout` seconds have passed."""
+        """Generates until some request finishes or `timeout` seconds have passed.
+
+        Where ranks share one copy of the weights all of them are here from the first `collect` to the next `learn`.
+        """
+        self.policy.storage.hold()
         return self.generator.collect(timeout)
 
     def abort(self, ids: Sequence[str]) -> None:
@@ -143,11 +149,11 @@ class Engine:
         batch, spans = scoring_batch(scored, self.settings.micro_batch_tokens)
         value_T = proximal_T = reference_T = None
         if self.critic is not None:
-            value_T = forward_only(self.critic.module, self.critic.forward, batch, self._mesh)
+            value_T = self.critic.forward_only(batch)
         if self.settings.recompute:
-            proximal_T = forward_only(self.policy.module, self.policy.forward, batch, self._mesh)
+            proximal_T = self.policy.forward_only(batch)
         if self.reference is not None:
-            reference_T = forward_only(self.reference, self.policy.forward, batch, self._mesh)
+            reference_T = forward_only(self.reference, self.policy.forward, batch, self._mesh, self._reference)
 
         def cut(array_T: Float32 | None, span: slice) -> Float32:
             return _EMPTY if array_T is None else array_T[span]
@@ -172,6 +178,7 @@ class Engine:
     def learn_value(self, batch: Batch) -> Update:
         """One optimizer step of the critic alone (value pretraining)."""
         assert self.critic is not None and self.losses.value is not None
+        self.policy.storage.let_go()
         update = self.critic.learn(batch, self.losses.value)
         metrics = {f"critic/{name}" if "/" not in name else name: value for name, value in update.metrics.items()}
         return Update(metrics | {"critic/grad_norm": update.grad_norm}, update.grad_norm, update.skipped)

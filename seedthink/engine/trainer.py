@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ from seedthink.models.sharded_context import sharded
 from seedthink.models.value import ValueModel
 from seedthink.parallel.assembly import Assembly
 from seedthink.parallel.cut import Cut
+from seedthink.parallel.fsdp import Storage, storage_of
 from seedthink.parallel.gradients import SharedGradients
 from seedthink.telemetry.metrics import Metric, merge, reduce
 from seedthink.types import Batch, Update
@@ -79,11 +81,17 @@ def context_of(model: Transformer | ValueModel, rows: Rows, run: EveryRow | Run)
 
 
 @torch.no_grad()
-def forward_only(module: torch.nn.Module, forward: Forward, batch: Batch, mesh: Mesh | None = None) -> np.ndarray:
-    """The forward's first output over the whole batch, float32 [T], without gradients. RunError where it diverged."""
+def forward_only(
+    module: torch.nn.Module, forward: Forward, batch: Batch, mesh: Mesh | None = None, storage: Storage | None = None
+) -> np.ndarray:
+    """The forward's first output over the whole batch, float32 [T], without gradients. RunError where it diverged.
+
+    storage: the module's, where it has one.
+    """
     try:
-        outputs = [forward(module, micro)[0].numpy() for micro in _equally_many(batch, mesh)]
-        if mesh is not None and mesh.entangled and not all(np.isfinite(output).all() for output in outputs):
+        with nullcontext() if storage is None else storage.using():
+            outputs = [forward(module, micro)[0].numpy() for micro in _equally_many(batch, mesh)]
+        if mesh is not None and mesh.together and not all(np.isfinite(output).all() for output in outputs):
             raise diverged(ValueError("an output holds NaN or infinity"))
     except ValueError as error:
         if not not_finite(error):
@@ -94,13 +102,12 @@ def forward_only(module: torch.nn.Module, forward: Forward, batch: Batch, mesh: 
 
 def _equally_many(batch: Batch, mesh: Mesh | None) -> Iterator[MicroBatch]:
     """The batch's micro-batches; where ranks meet in them, empty ones up to the number of the rank that has most."""
-    count = 0
-    for micro in micro_batches(batch):
-        yield micro
-        count += 1
-    if mesh is not None and mesh.entangled:
-        (most,) = mesh.meeting.most([count])
-        yield from (empty_micro_batch(batch) for _ in range(most - count))
+    missing = 0
+    if mesh is not None and mesh.together:
+        count = len(np.unique(batch.micro_B))
+        missing = mesh.learning.most([count])[0] - count  # asked before the first: ranks meet in each of them
+    yield from micro_batches(batch)
+    yield from (empty_micro_batch(batch) for _ in range(missing))
 
 
 class Trainer:
@@ -125,11 +132,12 @@ class Trainer:
         self.forward, self._around = forward, around
         self.step = 0
         self.names = [name for name, p in module.named_parameters() if p.requires_grad]
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.storage = module_storage(module, mesh)
+        self.parameters = [self.storage.held[name] for name in self.names]
         trunk: Any = module.trunk if isinstance(module, ValueModel) else module
         trunk.keeping = keeping_of(memory, self.parameters[0].device)
         self.optimizer = (StreamedAdamW if memory.offload_optimizer else AdamW)(self.parameters, config)
-        self._shared = None if mesh is None else _shared_gradients(module, self.names, mesh)
+        self._shared = None if mesh is None else _shared_gradients(module, self.names, self.storage, mesh)
         self._assembly = _assembly(module, mesh) if mesh is not None and mesh.entangled else None
 
     def learn(self, batch: Batch, loss: Loss) -> Update:
@@ -138,8 +146,10 @@ class Trainer:
         Of several ranks every one is told the same, metrics over all ranks included, and skips when one has to.
         """
         self.optimizer.zero_grad()
+        self.storage.let_go()
         metrics: dict[str, Metric] = {}
-        reason = self._accumulate(batch, loss, metrics)
+        with self.storage.using(gradients=True):
+            reason = self._accumulate(batch, loss, metrics)
         if self.mesh is not None:
             reason = self._join(self.mesh, reason, metrics)
         if reason:
@@ -154,22 +164,26 @@ class Trainer:
         self.step += 1
         return Update({**reduce(metrics), "lr": rate}, norm)
 
+    def forward_only(self, batch: Batch) -> np.ndarray:
+        """`forward_only` of the module."""
+        return forward_only(self.module, self.forward, batch, self.mesh, self.storage)
+
     def _accumulate(self, batch: Batch, loss: Loss, metrics: dict[str, Metric]) -> str:
         """Gradients and metrics of this rank's micro-batches; says what is not finite, or nothing."""
         first = ""
-        entangled = self.mesh is not None and self.mesh.entangled
+        together = self.mesh is not None and self.mesh.together
         for micro in _equally_many(batch, self.mesh):
             with self._around("learn", len(micro.tokens_T)):
-                reason = self._add(micro, loss, metrics, entangled)
+                reason = self._add(micro, loss, metrics, together)
             first = first or reason
-            if reason and not entangled:
+            if reason and not together:
                 break
         return first
 
-    def _add(self, micro: MicroBatch, loss: Loss, metrics: dict[str, Metric], entangled: bool) -> str:
+    def _add(self, micro: MicroBatch, loss: Loss, metrics: dict[str, Metric], together: bool) -> str:
         """One micro-batch's gradients and metrics; says what kept it from them, or nothing.
 
-        entangled: other ranks wait for this one's backward, whatever it is about.
+        together: other ranks wait for this one's backward, whatever it is about.
         """
         try:
             outputs = self.forward(self.module, micro)
@@ -182,7 +196,7 @@ class Trainer:
             return ""
         total, found = loss(*outputs, micro)
         finite = math.isfinite(float(total.detach()))
-        if finite or entangled:
+        if finite or together:
             total.backward()
         if not finite:
             return "the loss is not finite"
@@ -237,20 +251,28 @@ class Trainer:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The weights of `state`, by name, also those that do not learn."""
-        return {name: self._whole(name, p.detach()) for name, p in self.module.named_parameters()}
+        return {name: self._whole(name, held.detach()) for name, held in self.storage.held.items()}
 
-    def _whole(self, name: str, part: torch.Tensor) -> torch.Tensor:
-        return part if self._assembly is None else self._assembly.whole(name, part)
+    def _whole(self, name: str, held: torch.Tensor) -> torch.Tensor:
+        whole = self.storage.join(name, held)
+        if self._assembly is not None:
+            whole = self._assembly.whole(name, whole)
+        return whole if self.mesh is None or self.mesh.rank == 0 else held
 
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Restores what `state` returned, wherever: every rank takes its parts of whole tensors."""
         cuts = _cuts(self.module)
+        self.storage.let_go()
+
+        def mine(key: str, name: str) -> torch.Tensor:
+            return self.storage.own(name, cuts[name].of(state[f"{key}.{name}"]))
+
         with torch.no_grad():
-            for name, p in self.module.named_parameters():
-                p.copy_(cuts[name].of(state[f"weight.{name}"]))
+            for name, held in self.storage.held.items():
+                held.copy_(mine("weight", name))
         for name, p in zip(self.names, self.parameters, strict=True):
             if f"exp_avg.{name}" in state:
-                moments = {key: cuts[name].of(state[f"{key}.{name}"]).clone() for key in ("exp_avg", "exp_avg_sq")}
+                moments = {key: mine(key, name).clone() for key in ("exp_avg", "exp_avg_sq")}
                 self.optimizer.restore(p, {"step": state[f"step.{name}"].clone(), **moments})
         self.step = int(state["updates"])
 
@@ -264,9 +286,15 @@ def _cuts(module: Any) -> dict[str, Cut]:
     return cuts_of(module, module.config, module.shards.seat)
 
 
-def _shared_gradients(module: Any, names: list[str], mesh: Mesh) -> SharedGradients:
+def module_storage(module: Any, mesh: Mesh | None) -> Storage:
+    """How the ranks of a mesh keep a policy or critic."""
+    trunk = module.trunk if isinstance(module, ValueModel) else module
+    return storage_of(module, trunk.blocks, _cuts(module), mesh)
+
+
+def _shared_gradients(module: Any, names: list[str], storage: Storage, mesh: Mesh) -> SharedGradients:
     cuts = _cuts(module)
-    return SharedGradients(mesh, [cuts[name] for name in names])
+    return SharedGradients(mesh, [storage.cut(name, cuts[name]) for name in names], storage.sharded)
 
 
 def _assembly(module: Any, mesh: Mesh) -> Assembly:

@@ -5,6 +5,7 @@ Without gradients (scoring, generation) nothing is kept, and the settings do not
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -42,10 +43,11 @@ class Keeping:
         with saved_tensors_hooks(*hooks_into(store)):
             if way == "none":
                 return block(x_TD, delta_TD, table, context)  # type: ignore[no-any-return]
-            return _forgotten(block, *block.enter(x_TD, delta_TD), table, context, store)
+            # By way of the block's own call: whoever brings its weights has hooked into that.
+            return block(x_TD, delta_TD, table, context, partial(_forgotten, block, store))  # type: ignore[no-any-return]
 
 
-def _forgotten(block: Block, x_TD: Tensor, normed_TD: Tensor, table: Tensor, context: Context, store: Store) -> Stream:
+def _forgotten(block: Block, store: Store, x_TD: Tensor, normed_TD: Tensor, table: Tensor, context: Context) -> Stream:
     """The rest of a block, of which x_TD alone is kept: its norm is made again from it."""
     kept, unwatched = store.put(x_TD), Unwatched(context)
     of_x, of_norm = x_TD.requires_grad, normed_TD.requires_grad

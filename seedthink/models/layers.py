@@ -10,6 +10,7 @@ which part of a weight is here and makes the moves between ranks; on one rank it
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from seedthink.models.context import Context
 from seedthink.models.latent import LatentAttention
 from seedthink.models.parameter import empty
 from seedthink.parallel.shards import WHOLE, Shards
+
+Rest = Callable[[Tensor, Tensor, Tensor, Context], tuple[Tensor, Tensor]]
 
 
 class Attention(nn.Module):
@@ -127,12 +130,14 @@ class Block(nn.Module):
         dense = config.hidden_size, config.intermediate_size, compute, shards
         self.mlp = SparseMoE(config, layer, compute, shards) if config.is_sparse(layer) else DenseMLP(*dense)
 
-    def forward(self, x_TD: Tensor, delta_TD: Tensor | None, table: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x_TD: Tensor, delta_TD: Tensor | None, table: Tensor, context: Context, rest: Rest | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The residual stream comes and goes as (x, what is still to be added to it): adding belongs to the next norm.
 
-        `delta_TD` None: x is whole.
+        `delta_TD` None: x is whole. rest: what stands in for `self.rest` (models/keeping.py).
         """
-        return self.rest(*self.enter(x_TD, delta_TD), table, context)
+        return (rest or self.rest)(*self.enter(x_TD, delta_TD), table, context)
 
     def enter(self, x_TD: Tensor, delta_TD: Tensor | None) -> tuple[Tensor, Tensor]:
         """The whole x, and its norm: all that the rest of the block reads."""

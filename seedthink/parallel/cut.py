@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -33,6 +34,17 @@ class Piece:
     neighbours: int
 
 
+class Pieces(Protocol):
+    """What a tensor on this rank holds of the pieces of a weight."""
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The pieces that stand one after the other."""
+
+    def views(self, part: Tensor) -> Sequence[Tensor]:
+        """What the tensor holds of each of them, as views of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cut:
     """The pieces that stand one after the other in a rank's part of a weight of `rows` rows."""
@@ -44,6 +56,11 @@ class Cut:
     def held(self) -> int:
         """Rows of the part."""
         return sum(piece.end - piece.begin for piece in self.pieces)
+
+    @property
+    def experts(self) -> bool:
+        """Whether it is of a stack of experts."""
+        return not self.pieces[0].neighbours
 
     @property
     def whole(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from seedthink.parallel.cut import Cut, Piece
+from seedthink.parallel.cut import Piece, Pieces
 from seedthink.parallel.group import Group
 from seedthink.parallel.mesh import Mesh
 
@@ -15,15 +15,16 @@ _AT_A_TIME = 1 << 20  # elements
 
 
 class SharedGradients:
-    """`cuts` belong to the gradients, in order. Every rank makes one, and calls its methods alike."""
+    """`cuts` belong to the gradients, in order. Every rank makes one, and calls its methods alike.
 
-    def __init__(self, mesh: Mesh, cuts: Sequence[Cut]) -> None:
+    strips: the gradients are those of strips, already summed over the ranks that a strip's parameter is cut between.
+    """
+
+    def __init__(self, mesh: Mesh, cuts: Sequence[Pieces], strips: bool = False) -> None:
         self._mesh, self._cuts = mesh, cuts
         kinds = dict.fromkeys(piece.neighbours for cut in cuts for piece in cut.pieces)
-        self._holders: dict[int, Group] = {kind: self._group(kind) for kind in kinds}
-
-    def _group(self, neighbours: int) -> Group:
-        return self._mesh.holders(neighbours) if neighbours else self._mesh.expert_copies
+        holders = mesh.strip_holders if strips else mesh.holders
+        self._holders: dict[int, Group] = {kind: holders(kind) for kind in kinds}
 
     def add_up(self, gradients: Sequence[Tensor]) -> None:
         """Replaces every gradient by its sum over the ranks that hold the parameter, in rank order, in place."""

@@ -81,7 +81,7 @@ class Group:
         self._add_up(bucket)
 
     def _add_up(self, tensors: Sequence[Tensor]) -> None:
-        if not tensors:
+        if not sum(tensor.numel() for tensor in tensors):
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         share = -(-flat.numel() // self.size)

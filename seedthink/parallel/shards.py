@@ -70,6 +70,14 @@ class Shards:
         return EveryRow()
 
 
+class CopiedShards(Shards):
+    """A whole module on a rank that makes every step together with others."""
+
+    def route(self, logits_TE: Tensor, k: int, **rule: Any) -> Routing:
+        """Rows that cannot be routed get weights of NaN."""
+        return route_or_nan(logits_TE, k, **rule)
+
+
 class MeshShards(Shards):
     """The shards of a model over the ranks of a mesh."""
 
@@ -116,14 +124,8 @@ class MeshShards(Shards):
         return share_of(experts, self.seat.ep, "num_experts", "ep")
 
     def route(self, logits_TE: Tensor, k: int, **rule: Any) -> Routing:
-        """Rows that cannot be routed get weights of NaN: an error here would leave the other ranks waiting."""
-        try:
-            return route(logits_TE, k, **rule)
-        except ValueError as error:
-            if not not_finite(error):
-                raise
-        routing = route(torch.nan_to_num(logits_TE), k, **rule)
-        return routing._replace(weight_TK=routing.weight_TK * torch.nan)
+        """Rows that cannot be routed get weights of NaN."""
+        return route_or_nan(logits_TE, k, **rule)
 
     def experts(self, x_TD: Tensor, routing: Routing, gate_up: Tensor, down: Tensor, compute: torch.dtype) -> Tensor:
         """Rows go to the experts' ranks and come back."""
@@ -144,9 +146,22 @@ class MeshShards(Shards):
         return context.rows_for_heads(o_TNH, self.mesh.cp)
 
 
+def route_or_nan(logits_TE: Tensor, k: int, **rule: Any) -> Routing:
+    """`kernels.route.route`, with weights of NaN for what it refuses: an error would leave the other ranks waiting."""
+    try:
+        return route(logits_TE, k, **rule)
+    except ValueError as error:
+        if not not_finite(error):
+            raise
+    routing = route(torch.nan_to_num(logits_TE), k, **rule)
+    return routing._replace(weight_TK=routing.weight_TK * torch.nan)
+
+
 WHOLE = Shards()
 
 
 def shards_of(mesh: Mesh | None) -> Shards:
     """How a model is spread over a mesh; copies of whole models are each alone."""
-    return MeshShards(mesh) if mesh is not None and mesh.entangled else WHOLE
+    if mesh is None or not mesh.together:
+        return WHOLE
+    return MeshShards(mesh) if mesh.entangled else CopiedShards()

@@ -2,8 +2,9 @@
 
 Per parameter, training holds the float32 master weight, its gradient and two moments of AdamW (16 bytes), and two
 packed copies for matrix products (forward and backward) in the compute dtype. tp cuts attention and dense MLPs, ep the
-experts; norms, router, embedding and head are whole on every rank. Activations count what autograd keeps for one
-micro-batch. It is an estimate: the run's summary holds the measured peak.
+experts; norms, router, embedding and head are whole on every rank. Where dp_shard cuts what they leave once more, no
+copy outlives its use, and the policy's weights are whole while it generates. Activations count what autograd keeps for
+one micro-batch. It is an estimate: the run's summary holds the measured peak.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from seedthink.parallel.layout import Layout
 from seedthink.parallel.layout_check import Sizes
 from seedthink.planner.activations import KEEP_ALL, activations
 
-FSDP = False  # whether the ranks of dp_shard cut weights and optimizer between them; each holds a whole copy until then
+FSDP = True  # whether the ranks of dp_shard (and cp) cut weights and optimizer between them: parallel/fsdp.py
 PROCESS_BYTES = 350 << 20  # Python and torch, once per engine process
 RAY_BYTES = 450 << 20  # Ray's own processes on one machine
 VERIFIER_BYTES = 30 << 20
@@ -88,6 +89,7 @@ def sizes_of(model: ModelConfig) -> Sizes:
 def rank_parameters(model: ModelConfig, layout: Layout, fsdp: bool = FSDP) -> float:
     """Parameters of a policy that one rank holds; with `fsdp`, its share of what ranks of one copy would have alike."""
     parts = parameter_parts(model)
+    fsdp = fsdp and layout.dp_shard > 1
     cut = layout.dp_shard * layout.cp if fsdp else 1
     kv = parts["kv"] / min(layout.tp, model.num_kv_heads)
     dense = (parts["whole"] + parts["matrices"] / layout.tp + kv) / cut
@@ -96,18 +98,21 @@ def rank_parameters(model: ModelConfig, layout: Layout, fsdp: bool = FSDP) -> fl
 
 def memory(model: ModelConfig, load: Load, layout: Layout, fsdp: bool = FSDP) -> list[Part]:
     """Return the parts of one rank's memory."""
-    held = rank_parameters(model, layout, fsdp)
+    held, cut = rank_parameters(model, layout, fsdp), fsdp and layout.dp_shard > 1
     if load.micro_batch_tokens:
         nets = 2 if load.critic else 1
         parts = [
-            Part("parameters", nets * held * (_MASTER + 2 * load.item)),
+            Part("parameters", nets * held * (_MASTER + (0 if cut else 2 * load.item))),
             Part("gradients", nets * held * _GRADIENT),
             Part("optimizer", nets * held * _MOMENTS),
         ]
     else:
-        parts = [Part("parameters", held * (_MASTER + load.item))]
+        parts = [Part("parameters", held * (_MASTER + (0 if cut else load.item)))]
     if load.reference:
-        parts.append(Part("reference policy", held * (_MASTER + load.item)))
+        parts.append(Part("reference policy", held * (_MASTER + (0 if cut else load.item))))
+    if cut:
+        whole = rank_parameters(model, layout, fsdp=False)
+        parts.append(Part("policy while it generates", whole * (_MASTER + load.item)))
     if load.micro_batch_tokens:
         kept, way = activations(model, load.micro_batch_tokens, layout, load.memory), load.memory.recompute
         parts.append(Part("activations of a micro-batch" + (f", {way} recomputed" if way != "none" else ""), kept))

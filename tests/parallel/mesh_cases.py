@@ -23,7 +23,7 @@ from seedthink.parallel.layout import Layout
 from seedthink.parallel.mesh import Mesh
 from seedthink.parallel.shards import shards_of
 from seedthink.rl.loss import imitation
-from seedthink.types import Batch, Request, SamplingParams
+from seedthink.types import Batch, Completion, Request, SamplingParams
 
 # name -> (family, compute, what is special about its weights)
 MODELS = {
@@ -176,9 +176,14 @@ def learnt(name: str, mesh: Mesh | None) -> dict[str, Any]:
         found["losses"].append(update.metrics["train/loss"])
         found["norms"].append(update.grad_norm)
         if step == 0:
-            found["gradients"] = {n: p.grad.clone() for n, p in zip(trainer.names, trainer.parameters, strict=True)}
-    found["weights"] = {n: p.detach().clone() for n, p in zip(trainer.names, trainer.parameters, strict=True)}
+            found["gradients"] = parts(trainer, [p.grad for p in trainer.parameters if p.grad is not None])
+    found["weights"] = parts(trainer, [p.detach() for p in trainer.parameters])
     return found
+
+
+def parts(trainer: Trainer, held: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """This rank's parts by name, of what it holds of them."""
+    return {n: trainer.storage.join(n, each).clone() for n, each in zip(trainer.names, held, strict=True)}
 
 
 learnt_again = learnt
@@ -189,7 +194,13 @@ def asked(ignore_eos: bool = True) -> list[Request]:
     draw = np.random.default_rng(7)
     prompts = [draw.integers(0, 67, length).astype(np.int32) for length in (1, 17, 17, 33, 5)]
     prompts[2] = prompts[1]
-    ways = [{}, {"temperature": 0.7}, {"temperature": 0.7}, {"temperature": 0.0}, {"top_k": 5, "top_p": 0.9}]
+    ways: list[dict[str, Any]] = [
+        {},
+        {"temperature": 0.7},
+        {"temperature": 0.7},
+        {"temperature": 0.0},
+        {"top_k": 5, "top_p": 0.9},
+    ]
     return [
         Request(str(n), prompt, SamplingParams(max_tokens=4 + 2 * n, ignore_eos=ignore_eos, **way), 11 + n, group)
         for n, (prompt, way, group) in enumerate(zip(prompts, ways, ["", "g", "g", "", ""], strict=True))
@@ -202,7 +213,7 @@ def answers(name: str, mesh: Mesh | None) -> dict[str, torch.Tensor]:
     # All work to the first data index: the others step along without any.
     if mesh is None or mesh.layout.data_index(mesh.rank) == 0:
         generator.submit(asked())
-    done = {}
+    done: dict[str, Completion] = {}
     while len(done) < len(asked()):
         found = generator.collect(1.0)
         done |= {each.id: each for each in found}
@@ -217,11 +228,11 @@ def restored(name: str, mesh: Mesh | None) -> dict[str, torch.Tensor]:
     trainer = Trainer(policy(name, mesh), policy_forward, OptimizerConfig(lr=1e-2), STEPS, mesh)
     trainer.learn(batch(members(mesh)), imitation)
     saved = {key: value.clone() for key, value in trainer.state().items()}
-    parts = {n: p.detach().clone() for n, p in zip(trainer.names, trainer.parameters, strict=True)}
+    held = {n: p.detach().clone() for n, p in zip(trainer.names, trainer.parameters, strict=True)}
     whole = saved if mesh is None else mesh.world.tell(saved)[0]
     other = Trainer(policy(name, mesh), policy_forward, OptimizerConfig(lr=1e-2), STEPS, mesh)
     other.load_state(whole)
-    same = all(torch.equal(p, parts[n]) for n, p in zip(other.names, other.parameters, strict=True))
+    same = all(torch.equal(p, held[n]) for n, p in zip(other.names, other.parameters, strict=True))
     assert same and other.step == 1, "a rank has its parts back"
     assert all(
         torch.equal(other.optimizer.state[p]["exp_avg"], trainer.optimizer.state[q]["exp_avg"])
@@ -233,10 +244,10 @@ def restored(name: str, mesh: Mesh | None) -> dict[str, torch.Tensor]:
 def spoilt(name: str, mesh: Mesh | None) -> str:
     """Why a step is skipped where a router computes NaN for a token that only one sequence has."""
     model = policy(name, mesh)
-    trainer = Trainer(model, policy_forward, OptimizerConfig(lr=1e-2), STEPS, mesh)
-    packed = batch(members(mesh))
     with torch.no_grad():
         model.embed_VD[int(sequences()[1][25])] = torch.nan
+    trainer = Trainer(model, policy_forward, OptimizerConfig(lr=1e-2), STEPS, mesh)
+    packed = batch(members(mesh))
     before = [p.clone() for p in trainer.parameters]
     why = trainer.learn(packed, imitation).skipped
     assert all(torch.equal(p.nan_to_num(), q.nan_to_num()) for p, q in zip(trainer.parameters, before, strict=True))

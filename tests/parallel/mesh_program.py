@@ -1,7 +1,11 @@
-"""What the ranks of test_mesh.py run: some cases under every layout of their number. Each rank writes what it found."""
+"""What the ranks of test_mesh.py and test_fsdp.py run: the cases that a module plans, under layouts of their number.
+
+Each rank writes what it found.
+"""
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,22 +21,25 @@ from seedthink.parallel.mesh import Mesh
 from seedthink.parallel.replicas import Replicas
 
 
-def case_of(name: str) -> Callable[[str, Mesh], Any]:
-    found: Callable[[str, Mesh], Any] = getattr(mesh_cases, name, None) or getattr(engine_cases, name)
+def case_of(module: str, name: str) -> Callable[[str, Mesh], Any]:
+    """A case of the module that plans it, or of one that it builds on."""
+    places = (importlib.import_module(module), mesh_cases, engine_cases)
+    found: Callable[[str, Mesh], Any] = next(getattr(place, name) for place in places if hasattr(place, name))
     return found
 
 
 if __name__ == "__main__":
-    rendezvous, folder = sys.argv[1:]
+    rendezvous, folder, module = sys.argv[1:]
+    cases = importlib.import_module(module)
     launch = launched()
     assert launch is not None
     torch.set_num_threads(1)
     set_threads(1)
     replicas = Replicas(launch.rank, launch.size, rendezvous, 60.0)
     found = {}
-    meshes = {name: Mesh(layout, replicas) for name, layout in mesh_cases.LAYOUTS[launch.size].items()}
-    for layout, model, case in mesh_cases.plan(launch.size):
-        found[layout, model, case] = case_of(case)(model, meshes[layout])
+    meshes = {name: Mesh(layout, replicas) for name, layout in cases.LAYOUTS[launch.size].items()}
+    for layout, model, case in cases.plan(launch.size):
+        found[layout, model, case] = case_of(module, case)(model, meshes[layout])
     torch.save(found, Path(folder) / f"{launch.rank}.pt")
     replicas.group.tell("done")
     replicas.close()

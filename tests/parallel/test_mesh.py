@@ -32,7 +32,7 @@ def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> Any:
     @lru_cache
     def run(size: int) -> Found:
         folder = tmp_path_factory.mktemp(f"ranks-{size}")
-        words = (PROGRAM, f"127.0.0.1:{free_port()}", str(folder))
+        words = (PROGRAM, f"127.0.0.1:{free_port()}", str(folder), "mesh_cases")
         ended = outcome(start_ranks(size, *words), 280.0)
         assert [code for code, _, _ in ended] == [0] * size, ended
         return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]

@@ -73,7 +73,18 @@ def test_ranks_meet_in_a_data_index_or_everywhere_where_experts_are_shared_beyon
 
 
 def test_copies_of_a_whole_model_are_each_alone() -> None:
-    assert shards_of(None) is WHOLE and shards_of(mesh(1, dp_shard=2)) is WHOLE
+    assert shards_of(None) is WHOLE and shards_of(mesh(1, dp_replicate=2)) is WHOLE
+    assert shards_of(mesh(1, dp_shard=2)).alone
+
+
+def test_ranks_of_one_copy_cut_what_they_hold_alike_and_copies_add_up_what_is_left() -> None:
+    each = [mesh(rank, dp_replicate=2, dp_shard=2, tp=2, ep=2) for rank in range(8)]
+    assert each[5].strips(experts=False).ranks == (5, 7) and each[5].learning.ranks == (4, 5, 6, 7)
+    assert each[5].strips(experts=True).ranks == (5, 7), "two pairs of ranks hold all experts"
+    assert mesh(5, dp_shard=2, cp=2, tp=2, ep=2).strips(experts=True).ranks == (1, 3, 5, 7)
+    assert each[5].strip_holders(1).ranks == (1, 5) and each[5].strip_holders(2).ranks == (0, 1, 4, 5)
+    assert each[5].strip_holders(0).ranks == (1, 5)
+    assert mesh(0, dp_shard=2).together and not mesh(0, dp_replicate=2).together
 
 
 def test_what_cannot_be_shared_is_named_with_both_numbers() -> None:

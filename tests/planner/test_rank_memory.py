@@ -31,7 +31,7 @@ QUERIES, KEYS = 2 * (2 * 32 * 16 * 4), 2 * (2 * 32 * 16 * 2)
 MLP, ROUTER, EXPERT = 3 * 32 * 48, 32 * 8, 3 * 32 * 16
 
 
-def parts(model: ModelConfig, load: Load, layout: Layout, fsdp: bool = False) -> dict[str, float]:
+def parts(model: ModelConfig, load: Load, layout: Layout, fsdp: bool = True) -> dict[str, float]:
     return {part.name: part.bytes for part in memory(model, load, layout, fsdp)}
 
 
@@ -45,7 +45,9 @@ def test_tensor_ranks_cut_attention_and_dense_mlps_and_nothing_else() -> None:
 def test_expert_ranks_cut_the_experts() -> None:
     dense = WHOLE + QUERIES + KEYS + MLP + ROUTER
     assert rank_parameters(SPARSE, Layout()) == dense + 8 * EXPERT
-    assert rank_parameters(SPARSE, Layout(dp_shard=4, ep=4)) == dense + 2 * EXPERT
+    assert rank_parameters(SPARSE, Layout(tp=4, ep=4), fsdp=False) == (
+        WHOLE + ROUTER + (QUERIES + MLP) / 4 + KEYS / 2 + 2 * EXPERT
+    )
     assert rank_parameters(SPARSE, Layout(tp=2)) == WHOLE + ROUTER + (QUERIES + KEYS + MLP) / 2 + 8 * EXPERT
 
 
@@ -55,6 +57,15 @@ def test_ranks_that_share_one_copy_each_hold_their_part_where_weights_are_sharde
     for layout in (Layout(dp_shard=4, ep=2), Layout(dp_shard=2, cp=2, ep=4), Layout(dp_shard=8)):
         held = rank_parameters(SPARSE, layout, fsdp=True)
         assert held == rank_parameters(SPARSE, Layout()) / layout.size, "nothing is held twice"
+
+
+def test_ranks_that_share_one_copy_have_no_pack_between_uses_and_the_policy_whole_while_it_generates() -> None:
+    shared, alone = rank_parameters(DENSE, Layout(dp_shard=4)), rank_parameters(DENSE, Layout())
+    found = parts(DENSE, LOAD, Layout(dp_shard=4))
+    assert found["parameters"] + found["gradients"] + found["optimizer"] == 2 * shared * 16
+    assert found["policy while it generates"] == alone * (4 + 4)
+    assert "policy while it generates" not in parts(DENSE, LOAD, Layout(dp_replicate=4))
+    assert rank_parameters(DENSE, Layout(cp=2)) == alone, "cp cuts weights where dp_shard does"
 
 
 def test_training_holds_sixteen_bytes_and_two_packed_copies_of_each_parameter() -> None:
@@ -133,7 +144,7 @@ def test_more_ranks_are_proposed_only_where_settings_alone_do_not_do() -> None:
     shrunk = Load(item=4, micro_batch_tokens=1, kv_memory_mib=1, sequences=8)
     available = 0.8 * total(memory(big, shrunk, Layout()))
     found = nearest_that_fit(big, shrunk, Layout(), available)
-    assert [choice.settings("rollout") for choice in found] == ["parallel.tp = 2"]
+    assert [choice.settings("rollout") for choice in found] == ["parallel.tp = 2", "parallel.dp_shard = 4"]
     assert found[0].layout == Layout(tp=2)
     assert nearest_that_fit(big, shrunk, Layout(), 1.0) == []
 
