@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,16 +21,16 @@ WAYS = ("none", "layers", "selective")
 
 
 def learnt(name: str, mesh: Mesh, way: str, spoilt: bool = False) -> dict[str, Any]:
-    """First gradient, norms and weights of two steps. spoilt: rank 1's router says NaN, so that nobody may move."""
+    """First gradient, norms and weights of two steps. spoilt: a router says NaN to one rank's row: nobody may move."""
     model = mesh_cases.policy(name, mesh)
-    if spoilt and mesh.rank == 1:
+    if spoilt:
         with torch.no_grad():
-            model.blocks[0].mlp.router_ED[0] = math.nan
+            model.embed_VD[int(mesh_cases.sequences()[1][25])] = torch.nan
     memory = MemoryConfig(recompute=way)  # type: ignore[arg-type]
     trainer = Trainer(model, policy_forward, OptimizerConfig(lr=1e-3), 2, mesh, memory=memory)
     found: dict[str, Any] = {"norms": [], "skipped": []}
     for step in range(2):
-        update = trainer.learn(mesh_cases.batch(mesh_cases.members(mesh), step), imitation)
+        update = trainer.learn(mesh_cases.batch(mesh_cases.members(mesh), 0 if spoilt else step), imitation)
         found["norms"].append(update.grad_norm)
         found["skipped"].append(update.skipped)
         if not step and not spoilt:
