@@ -1,9 +1,9 @@
 """The memory of one rank under a layout, from the model's config.json and the settings alone.
 
 Per parameter, training holds the float32 master weight, its gradient and two moments of AdamW (16 bytes), and two
-packed copies for matrix products (forward and backward) in the compute dtype. tp cuts attention and dense MLPs, ep the
-experts; norms, router, embedding and head are whole on every rank. Activations count what autograd keeps for one
-micro-batch. It is an estimate: the run's summary holds the measured peak.
+packed copies for matrix products (forward and backward) in the compute dtype. tp cuts attention, dense MLPs, embedding
+and head (these two by blocks of tokens: the fullest rank counts), ep the experts; norms and router are whole on every
+rank. Activations count what autograd keeps for one micro-batch. It is an estimate: the run's summary holds the measured peak.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from seedthink.kernels.logprob import COLUMNS
 from seedthink.models.config import ModelConfig
 from seedthink.models.sizes import parts as parameter_parts
+from seedthink.parallel.cut import block_bounds
 from seedthink.parallel.layout import Layout
 from seedthink.parallel.layout_check import Sizes
 
@@ -87,7 +89,8 @@ def rank_parameters(model: ModelConfig, layout: Layout, fsdp: bool = FSDP) -> fl
     parts = parameter_parts(model)
     cut = layout.dp_shard * layout.cp if fsdp else 1
     kv = parts["kv"] / min(layout.tp, model.num_kv_heads)
-    dense = (parts["whole"] + parts["matrices"] / layout.tp + kv) / cut
+    most = block_bounds(model.vocab_size, COLUMNS, layout.tp)[1] / model.vocab_size
+    dense = (parts["whole"] + parts["matrices"] / layout.tp + kv + parts["vocabulary"] * most) / cut
     return dense + parts["experts"] / (layout.dp_shard * layout.plane if fsdp else layout.ep)
 
 
@@ -136,7 +139,7 @@ def activations(model: ModelConfig, tokens: int, layout: Layout) -> float:
 def _kept_per_token(model: ModelConfig) -> tuple[int, int]:
     """Numbers that autograd keeps for a token: gathered inputs of sharded products, and all others."""
     width, head = model.hidden_size, model.head_dim
-    gathered, kept = 0, 2 * width
+    gathered, kept = width, width  # of the head, where all tokens are predicted; of the last norm
     for layer in range(model.num_layers):
         gathered += width + head * model.num_heads  # of the first product and of the last
         kept += 3 * width + head * (2 * model.num_heads + 2 * model.num_kv_heads)
