@@ -104,8 +104,8 @@ def load_hf(
             parameters[ours][here].copy_(stored.get_slice(name)[rows])
     for name, twin in tied.items():
         ours, index = places[twin]
-        here = cuts[ours].places(index) if ours in cuts else [(index, slice(None))]
-        if name in folder.files and not _holds(opened[folder.files[name]].get_slice(name), parameters[ours], here):
+        held = cuts[ours].places(index) if ours in cuts else [(index, slice(None))]
+        if name in folder.files and not _holds(opened[folder.files[name]].get_slice(name), parameters[ours], held):
             raise DataError(
                 f"{folder.files[name]}: {name} differs from {twin}, but config.json ties them; "
                 "set tie_word_embeddings to false to load both"

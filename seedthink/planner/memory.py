@@ -3,7 +3,8 @@
 Per parameter, training holds the float32 master weight, its gradient and two moments of AdamW (16 bytes), and two
 packed copies for matrix products (forward and backward) in the compute dtype. tp cuts attention, dense MLPs, embedding
 and head (these two by blocks of tokens: the fullest rank counts), ep the experts; norms and router are whole on every
-rank. Activations count what autograd keeps for one micro-batch. It is an estimate: the run's summary holds the measured peak.
+rank. Activations count what autograd keeps for one micro-batch. It is an estimate: the run's summary holds the
+measured peak.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -92,7 +93,7 @@ def test_gradients_by_parts_of_the_vocabulary_are_those_of_the_whole() -> None:
     bounds = (0, 1024, 2048, 2500, 2500)
     found = [
         part_gradients(*grads, h_TD, all_VD[begin:end], targets, state, 0.7, torch.float32, (begin, 2500))
-        for begin, end in zip(bounds, bounds[1:], strict=False)
+        for begin, end in pairwise(bounds)
     ]
     assert torch.equal(torch.cat([dweight for _, dweight in found]), weight.grad)
     dh = found[0][0]

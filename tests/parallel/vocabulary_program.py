@@ -1,4 +1,4 @@
-"""What the two ranks of test_vocabulary.py run: every use of matrices that they share, against the whole on one rank."""
+"""What the two ranks of test_vocabulary.py run: every use of the matrices that they share, against one rank."""
 
 from __future__ import annotations
 
