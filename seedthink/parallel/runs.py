@@ -70,7 +70,7 @@ class Run:
 class SharedChoice(Choice):
     """Wanted rows of which each rank of `group` has its own: those of its run of `size`, rank after rank.
 
-    `counts`: how many each rank has. `by_rank_R`: the numbers of the wanted rows, rank after rank.
+    `counts`: how many each rank has.
     """
 
     def __init__(self, source_R: Tensor, size: int, group: Group) -> None:
@@ -78,14 +78,14 @@ class SharedChoice(Choice):
         self._mine_r = (owner_R == group.index).nonzero().squeeze(1)
         super().__init__(source_R.index_select(0, self._mine_r) - group.index * size)
         self.source_R, self.size, self._group = source_R, size, group
-        self.by_rank_R = torch.argsort(owner_R, stable=True)
+        order_R = torch.argsort(owner_R, stable=True)
         counts_G = torch.bincount(owner_R, minlength=group.size)
         first_G = counts_G.cumsum(0) - counts_G
         self.counts: list[int] = counts_G.tolist()
         self._most = max(self.counts)
-        sorted_R = owner_R.index_select(0, self.by_rank_R)
+        sorted_R = owner_R.index_select(0, order_R)
         within_R = torch.arange(len(source_R)) - first_G.index_select(0, sorted_R)
-        self._place_R = torch.empty_like(source_R).scatter_(0, self.by_rank_R, sorted_R * self._most + within_R)
+        self._place_R = torch.empty_like(source_R).scatter_(0, order_R, sorted_R * self._most + within_R)
 
     def among(self, values_R: Tensor) -> Tensor:
         """Of something known for every wanted row, this run's part."""

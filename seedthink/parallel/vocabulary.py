@@ -7,6 +7,7 @@ reduces the logits of its own blocks of columns by themselves, and everyone join
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ class SharedVocabulary(Vocabulary):
     def __init__(self, size: int, tp: Group, cp: Group) -> None:
         self._size, self._tp, self._cp = size, tp, cp
         self._bounds = block_bounds(size, COLUMNS, tp.size)
-        self._widths = [end - begin for begin, end in zip(self._bounds, self._bounds[1:], strict=False)]
+        self._widths = [end - begin for begin, end in pairwise(self._bounds)]
         super().__init__(self._widths[tp.index])
 
     @property
@@ -98,7 +99,7 @@ class SharedVocabulary(Vocabulary):
         own = self._rows(wanted).own
         if not sum(own.counts):
             return hidden_UD.new_empty((0, self._size))
-        h_RD = own.gather(hidden_UD.index_select(0, own.rows), compute).index_select(0, own.by_rank_R)
+        h_RD = own.gather(hidden_UD.index_select(0, own.rows), compute)  # ascending, so rank after rank
         columns_RX = linear(h_RD, head_VD, compute) if self.held else h_RD.new_empty((len(h_RD), 0))
         mine = len(own.rows)
         sent, received = [count * self.held for count in own.counts], [mine * width for width in self._widths]
