@@ -198,6 +198,8 @@ PYBIND11_MODULE(_C, m) {
 
   // heads of the model
   ST_DEF(logprob_columns);
+  ST_DEF(logprob_blocks);
+  ST_DEF(logprob_join);
   ST_DEF(logprob_finish);
   ST_DEF(logprob_columns_backward);
   ST_DEF(sample_rows);

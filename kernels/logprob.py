@@ -20,7 +20,7 @@ from seedthink.kernels.linear import linear_packed
 from seedthink.kernels.packing import PANEL, kept_panels, pack, pack_memory, panels_of
 from seedthink.kernels.registry import define, from_triton
 
-COLUMNS = 1024  # of the vocabulary at a time; a multiple of the row function's blocks (csrc/logprob/row.h)
+COLUMNS = 1024  # of the vocabulary at a time; the row function's block (csrc/logprob/row.h)
 
 
 def reference_linear_logprob(
@@ -70,16 +70,17 @@ def row_logprob(logits_TV: Tensor, targets_T: Tensor, temperature_T: Tensor) -> 
         return found
     state_T4 = torch.empty((len(temperature_T), 4), dtype=torch.float64)
     _C.logprob_columns(logits_TV, 0, logits_TV.shape[-1], targets_T, temperature_T, state_T4)
-    return _finish(state_T4, temperature_T)
+    return finish(state_T4, temperature_T)
 
 
-def _finish(state_T4: Tensor, temperature_T: Tensor) -> tuple[Tensor, Tensor]:
+def finish(state_T4: Tensor, temperature_T: Tensor) -> tuple[Tensor, Tensor]:
+    """(logprob_T, entropy_T) from the state of all columns, float64 [T, 4]."""
     logprob_T, entropy_T = torch.empty_like(temperature_T), torch.empty_like(temperature_T)
     _C.logprob_finish(state_T4, temperature_T, logprob_T, entropy_T)
     return logprob_T, entropy_T
 
 
-def _panels_by_columns(weight_VD: Tensor, compute: torch.dtype, memory: Tensor) -> Iterator[tuple[slice, Tensor]]:
+def panels_by_columns(weight_VD: Tensor, compute: torch.dtype, memory: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Rows of the weight and their panels: from the pack that is kept, or, for a large weight without one, in `memory`.
 
     A pack of a whole large weight would be as large as the weight, and lives for one step while training. One memory
@@ -101,10 +102,10 @@ def _forward(
     temperature_T = torch.full((h_TD.shape[0],), temperature)
     state_T4 = torch.empty((h_TD.shape[0], 4), dtype=torch.float64)
     memory = pack_memory(min(COLUMNS, weight_VD.shape[0]), weight_VD.shape[1], compute)
-    for columns, panels in _panels_by_columns(weight_VD, compute, memory):
+    for columns, panels in panels_by_columns(weight_VD, compute, memory):
         logits = linear_packed(h_TD, panels, columns.stop - columns.start)
         _C.logprob_columns(logits, columns.start, weight_VD.shape[0], targets_T, temperature_T, state_T4)
-    return *_finish(state_T4, temperature_T), state_T4
+    return *finish(state_T4, temperature_T), state_T4
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -132,15 +133,35 @@ def _gradients_cpu(
     temperature: float,
     compute: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """The columns' logits are made again and turned into their gradient in place; dh is the sum over the blocks."""
+    whole = 0, len(weight_VD)
+    return part_gradients(dlogprob_T, dentropy_T, h_TD, weight_VD, targets_T, state_T4, temperature, compute, whole)
+
+
+def part_gradients(
+    dlogprob_T: Tensor,
+    dentropy_T: Tensor,
+    h_TD: Tensor,
+    weight_VD: Tensor,
+    targets_T: Tensor,
+    state_T4: Tensor,
+    temperature: float,
+    compute: torch.dtype,
+    place: tuple[int, int],
+) -> tuple[Tensor, Tensor]:
+    """(dh_TD, dweight_VD) by those columns of the vocabulary whose rows are `weight_VD`.
+
+    place: the number of the first one, a multiple of 1024, and how many columns there are in all. state_T4 is of all.
+    The columns' logits are made again and turned into their gradient in place; dh is the sum over the blocks.
+    """
+    first, count = place
     temperature_T = torch.full((h_TD.shape[0],), temperature)
     dh_TD, dweight_VD = torch.zeros_like(h_TD), torch.empty_like(weight_VD)
     memory = pack_memory(min(COLUMNS, weight_VD.shape[0]), weight_VD.shape[1], compute)
-    for columns, panels in _panels_by_columns(weight_VD, compute, memory):
+    for columns, panels in panels_by_columns(weight_VD, compute, memory):
         part_VD = weight_VD[columns]
         logits = linear_packed(h_TD, panels, len(part_VD))
         _C.logprob_columns_backward(
-            logits, columns.start, weight_VD.shape[0], targets_T, temperature_T, state_T4, dlogprob_T, dentropy_T
+            logits, first + columns.start, count, targets_T, temperature_T, state_T4, dlogprob_T, dentropy_T
         )
         _C.linear_weight_grad(logits, h_TD, compute == torch.bfloat16, dweight_VD[columns])
         back = pack(part_VD, compute, transposed=True, memory=memory)  # the panels are used up

@@ -9,6 +9,11 @@
 // state_T4 (float64: maximum, sum, weighted sum, the target's logit), which the first ones start.
 ST_DECLARE(void logprob_columns(const View& logits_TN, int64_t first, int64_t V, const View& targets_T,
                                 const View& temperature_T, const View& state_T4))
+// The same columns as blocks by themselves, for a vocabulary that several hold: block b of them fills states_BT4[b].
+ST_DECLARE(void logprob_blocks(const View& logits_TN, int64_t first, int64_t V, const View& targets_T,
+                               const View& temperature_T, const View& states_BT4))
+// The state of all columns from their blocks in order: the bits of logprob_columns over the whole row.
+ST_DECLARE(void logprob_join(const View& states_BT4, const View& targets_T, const View& state_T4))
 ST_DECLARE(void logprob_finish(const View& state_T4, const View& temperature_T, const View& logprob_T,
                                const View& entropy_T))
 // Overwrites the columns with their gradient, from the state of all columns.

@@ -32,8 +32,8 @@ inline vf tempered(const float* logits, int64_t i, int64_t n, vf inverse) {
   return (i + kLanes <= n ? load(logits + i) : load_n(logits + i, static_cast<int>(n - i), kLowest)) * inverse;
 }
 
-// Joins one block of n (1..1024) columns to those before it.
-inline void add_block(const float* logits, int64_t n, vf inverse, Running& row) {
+// One block of n (1..1024) columns by itself.
+inline Running block_of(const float* logits, int64_t n, vf inverse) {
   vf high = splat(kLowest);
   for (int64_t i = 0; i < n; i += kLanes) high = max(tempered(logits, i, n, inverse), high);
   const float top = reduce_max(high);
@@ -44,21 +44,25 @@ inline void add_block(const float* logits, int64_t n, vf inverse, Running& row) 
     s = s + e;
     u = fma(e, d > splat(kLowest) ? d : splat(0.f), u);
   }
-  const double sum = ST_ISA::sum(s), weighted = ST_ISA::sum(u);
-  if (!(row.max > kLowest) || !(top > kLowest)) {  // one side has nothing finite, and adds 0 or NaN
-    row = {std::max<double>(row.max, top), row.sum + sum, row.weighted + weighted};
+  return {top, ST_ISA::sum(s), ST_ISA::sum(u)};
+}
+
+// Joins a block to those before it. Whoever made the block, the row's bits are those of the blocks in order.
+inline void join(const Running& block, Running& row) {
+  if (!(row.max > kLowest) || !(block.max > kLowest)) {  // one side has nothing finite, and adds 0 or NaN
+    row = {std::max(row.max, block.max), row.sum + block.sum, row.weighted + block.weighted};
     return;
   }
-  const double rise = top - row.max, factor = exp(static_cast<float>(-std::fabs(rise)));
+  const double rise = block.max - row.max, factor = exp(static_cast<float>(-std::fabs(rise)));
   if (rise > 0.)
-    row = {top, factor * row.sum + sum, factor * (row.weighted - rise * row.sum) + weighted};
+    row = {block.max, factor * row.sum + block.sum, factor * (row.weighted - rise * row.sum) + block.weighted};
   else
-    row = {row.max, row.sum + factor * sum, row.weighted + factor * (weighted + rise * sum)};
+    row = {row.max, row.sum + factor * block.sum, row.weighted + factor * (block.weighted + rise * block.sum)};
 }
 
 inline void add_columns(const float* logits, int64_t n, float temperature, Running& row) {
   const vf inverse = splat(1.f / temperature);
-  for (int64_t i = 0; i < n; i += kBlock) add_block(logits + i, std::min(kBlock, n - i), inverse, row);
+  for (int64_t i = 0; i < n; i += kBlock) join(block_of(logits + i, std::min(kBlock, n - i), inverse), row);
 }
 
 inline RowStats finish(const Running& row, float temperature) {

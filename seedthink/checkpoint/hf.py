@@ -104,8 +104,8 @@ def load_hf(
             parameters[ours][here].copy_(stored.get_slice(name)[rows])
     for name, twin in tied.items():
         ours, index = places[twin]
-        target = parameters[ours][index]
-        if name in folder.files and not torch.equal(opened[folder.files[name]].get_tensor(name).float(), target):
+        held = cuts[ours].places(index) if ours in cuts else [(index, slice(None))]
+        if name in folder.files and not _holds(opened[folder.files[name]].get_slice(name), parameters[ours], held):
             raise DataError(
                 f"{folder.files[name]}: {name} differs from {twin}, but config.json ties them; "
                 "set tie_word_embeddings to false to load both"
@@ -199,6 +199,11 @@ def _header_names(file: Path) -> list[str]:
         raise DataError(
             f"{file} ({size} bytes) is truncated or no safetensors file: {error}; fetch it again"
         ) from error
+
+
+def _holds(stored: Any, parameter: Tensor, places: Sequence[tuple[Index, slice]]) -> bool:
+    """Whether what a parameter has at its places are those rows of a stored tensor."""
+    return all(torch.equal(stored[rows].float(), parameter[here]) for here, rows in places)
 
 
 def _shape(parameter: Tensor, cut: Cut | None, index: Index) -> tuple[int, ...]:

@@ -210,7 +210,7 @@ class Engine:
         assert isinstance(module, Transformer)
         config = module.config
         cuts = cuts_of(module, config, module.shards.seat)
-        sizes = {name: p.numel() // cuts[name].held * cuts[name].rows for name, p in module.named_parameters()}
+        sizes = {name: cuts[name].rows * p.shape[1:].numel() for name, p in module.named_parameters()}
         total = sum(sizes.values())
         experts = sum(sizes[name] for name, p in module.named_parameters() if p.ndim == 3)
         idle = experts * (config.num_experts - config.experts_per_token) // max(1, config.num_experts)

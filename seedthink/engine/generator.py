@@ -214,11 +214,9 @@ class TokenGenerator:
             return slots_R
         table = self._scheduler.table
         wanted = self.model.shards.run(computed).choose(torch.from_numpy(rows_R))
-        if len(wanted.rows) < len(hidden_TD):
-            hidden_TD = hidden_TD.index_select(0, wanted.rows)
         own_r = wanted.among(torch.from_numpy(slots_R)).numpy()
         drawn = sample(
-            self.model.logits(hidden_TD),
+            self.model.logits(hidden_TD, wanted),
             torch.from_numpy(table.temperature_S[own_r]),
             torch.from_numpy(table.top_k_S[own_r]),
             torch.from_numpy(table.top_p_S[own_r]),

@@ -29,7 +29,6 @@ from seedthink.engine.micro_batch import MicroBatch, empty_micro_batch, micro_ba
 from seedthink.engine.rows import Rows
 from seedthink.engine.streamed_adamw import StreamedAdamW
 from seedthink.kernels.finite import not_finite
-from seedthink.kernels.logprob import linear_logprob
 from seedthink.models.context import Context, PackedContext
 from seedthink.models.cuts import cuts_of
 from seedthink.models.decoder import Transformer
@@ -56,11 +55,8 @@ def policy_forward(model: Transformer, batch: MicroBatch, temperature: float = 1
     rows = batch.rows()
     run = model.shards.run(len(rows.tokens_U))
     hidden_UD = model(run.own(rows.tokens_U), context_of(model, rows, run))
-    wanted = run.choose(rows.source_R)
-    rows_RD = hidden_UD.index_select(0, wanted.rows)
-    targets_R = wanted.among(batch.tokens_T.index_select(0, batch.predicted_R))
-    found = linear_logprob(rows_RD, model.head_VD, targets_R, temperature, model.compute)
-    logprob_R, entropy_R = wanted.share(*found)
+    targets_R = batch.tokens_T.index_select(0, batch.predicted_R)
+    logprob_R, entropy_R = model.logprobs(hidden_UD, run.choose(rows.source_R), targets_R, temperature)
     return batch.scatter(logprob_R), batch.scatter(entropy_R)
 
 

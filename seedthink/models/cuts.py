@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from seedthink.kernels.logprob import COLUMNS
 from seedthink.models.config import ModelConfig
-from seedthink.parallel.cut import Cut, Seat, even_cut, experts_cut, heads_cut, whole_cut
+from seedthink.parallel.cut import Cut, Seat, blocks_cut, even_cut, experts_cut, heads_cut, whole_cut
 
+_VOCABULARY = {"embed_VD", "unembed_VD"}
 _HEADS = {"qkv_weight", "qkv_bias_X"}
 _ROWS = {"out_weight", "down_D_I", "q_weight", "kv_weight"}
 _EXPERTS = {"gate_up_E_2I_D", "down_E_D_I"}
@@ -15,6 +17,8 @@ _EXPERTS = {"gate_up_E_2I_D", "down_E_D_I"}
 def cut_of(name: str, parameter: Tensor, config: ModelConfig, seat: Seat) -> Cut:
     """The cut of one parameter, of which `parameter` is a part; what the table does not name is held whole."""
     last = name.rpartition(".")[2]
+    if last in _VOCABULARY:
+        return blocks_cut(config.vocab_size, COLUMNS, seat)
     if last in _HEADS:
         return heads_cut(config.num_heads, config.num_kv_heads, config.head_dim, seat)
     if last == "gate_up_2I_D":

@@ -11,7 +11,6 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seedthink.kernels.block import PagedBatch
@@ -26,6 +25,7 @@ from seedthink.models.keeping import Keeping
 from seedthink.models.layers import Block
 from seedthink.models.parameter import empty
 from seedthink.models.sharded_context import PagedContext, sharded
+from seedthink.parallel.runs import Choice
 from seedthink.parallel.shards import WHOLE, Shards
 
 
@@ -56,11 +56,12 @@ class Transformer(nn.Module):
         super().__init__()
         self.shards, self.keeping = shards, Keeping()
         self.config, self.compute, self.eps = config, compute, config.rms_norm_eps
-        self.embed_VD = empty(config.vocab_size, config.hidden_size)
+        self.vocabulary = shards.vocabulary(config.vocab_size)
+        self.embed_VD = empty(self.vocabulary.held, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config, layer, compute, shards) for layer in range(config.num_layers))
         self.norm_D = empty(config.hidden_size)
         if with_head and not config.tie_word_embeddings:
-            self.unembed_VD = empty(config.vocab_size, config.hidden_size)
+            self.unembed_VD = empty(self.vocabulary.held, config.hidden_size)
         angles = config.rope_dim, config.rope_theta, config.rope_scaling
         table = _shared_table(config.max_position_embeddings, *angles)
         self.register_buffer("table", table, persistent=False)
@@ -75,7 +76,7 @@ class Transformer(nn.Module):
 
         Where ranks share the model these are the rows of this rank's run (parallel/runs.py).
         """
-        hidden_TD, delta_TD = F.embedding(tokens_T, self.embed_VD), None
+        hidden_TD, delta_TD = self.vocabulary.embed(tokens_T, self.embed_VD), None
         table = self.table
         for number, block in enumerate(self.blocks):
             assert isinstance(block, Block)
@@ -93,15 +94,24 @@ class Transformer(nn.Module):
             run = self.shards.run(len(tokens_T))
             hidden_TD: Tensor = self(run.own(tokens_T), sharded(PagedContext(batch), run, self.shards, self.compute))
             return hidden_TD
-        hidden_TD = F.embedding(tokens_T, self.embed_VD)
+        hidden_TD = self.vocabulary.embed(tokens_T, self.embed_VD)
         for block in self.blocks:
             assert isinstance(block, Block)
             block.advance(hidden_TD, self.table, batch)
         return rms_norm(hidden_TD, self.norm_D, self.eps)
 
-    def logits(self, hidden_TD: Tensor) -> Tensor:
-        """Rows of hidden states -> float32 logits_TV."""
-        return linear(hidden_TD, self.head_VD, self.compute)
+    def logits(self, hidden_TD: Tensor, wanted: Choice | None = None) -> Tensor:
+        """Rows of hidden states -> float32 logits_TV, of all of them or of those of `wanted` that are here.
+
+        Where ranks share the model there is a choice, and no autograd.
+        """
+        if wanted is None:
+            return linear(hidden_TD, self.head_VD, self.compute)
+        return self.vocabulary.logits(hidden_TD, wanted, self.head_VD, self.compute)
+
+    def logprobs(self, hidden_TD: Tensor, wanted: Choice, targets_R: Tensor, temperature: float) -> tuple[Tensor, ...]:
+        """(logprob_R, entropy_R) of the targets of all wanted rows, whichever rank has them."""
+        return self.vocabulary.logprobs(hidden_TD, wanted, self.head_VD, targets_R, temperature, self.compute)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:

@@ -11,10 +11,12 @@ from seedthink.models.config import ModelConfig
 
 @cache
 def parts(config: ModelConfig) -> Mapping[str, int]:
-    """Parameters by kind: "whole" are cut by nothing, "matrices" by heads or width, "kv" by kv heads, "experts"."""
+    """Parameters by kind: "whole" are cut by nothing, "matrices" by heads or width, "kv" by kv heads, "experts" and
+    "vocabulary" (embedding and head) by what they are named for."""
     width = config.hidden_size
     found: Counter[str] = Counter(kv=0, experts=0)
-    found["whole"] = config.vocab_size * width * (1 if config.tie_word_embeddings else 2) + width
+    found["whole"] = width
+    found["vocabulary"] = config.vocab_size * width * (1 if config.tie_word_embeddings else 2)
     for layer in range(config.num_layers):
         found["whole"] += 2 * width
         found.update(_attention(config) if config.latent is None else _latent_attention(config))

@@ -26,10 +26,20 @@ class Assembly:
         group = self._mesh.tp if cut.pieces[0].neighbours else self._mesh.experts
         if cut.whole or 0 not in group.ranks:
             return part
-        parts = group.gather(part)
+        held = [cuts[name].held for cuts in self._cuts[: group.size]]
+        parts = group.gather(_filled_up(part, max(held)))
         if self._mesh.rank:
             return part
         weight = part.new_empty((cut.rows, *part.shape[1:]))
-        for cuts, each in zip(self._cuts, parts, strict=False):
-            cuts[name].put(each, weight)
+        for cuts, each, rows in zip(self._cuts, parts, held, strict=False):
+            cuts[name].put(each[:rows], weight)
         return weight
+
+
+def _filled_up(part: Tensor, rows: int) -> Tensor:
+    """Ranks may hold unlike numbers of rows, but send alike."""
+    if len(part) == rows:
+        return part
+    filled = part.new_zeros((rows, *part.shape[1:]))
+    filled[: len(part)] = part
+    return filled

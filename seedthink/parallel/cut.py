@@ -116,6 +116,19 @@ def even_cut(rows: int, seat: Seat, runs: int = 1) -> Cut:
     return Cut(rows, tuple(Piece(start, start + share, 1) for start in starts))
 
 
+def block_bounds(rows: int, block: int, ranks: int) -> list[int]:
+    """Where each rank's run of whole blocks of rows begins, and the end. The first ranks have the most, the last none
+    where there are fewer blocks than ranks."""
+    blocks = -(-rows // block)
+    return [min(rows, -(-at * blocks // ranks) * block) for at in range(ranks + 1)]
+
+
+def blocks_cut(rows: int, block: int, seat: Seat) -> Cut:
+    """The rank's run of whole blocks of rows, over tp."""
+    bounds = block_bounds(rows, block, seat.tp)
+    return Cut(rows, (Piece(bounds[seat.tp_index], bounds[seat.tp_index + 1], 1),))
+
+
 def heads_cut(heads: int, kv_heads: int, width: int, seat: Seat) -> Cut:
     """Query, key and value rows of the rank's heads; tp ranks that share a key head hold the same rows of it."""
     query, kv = heads // seat.tp, max(1, kv_heads // seat.tp)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seedthink.parallel.collectives import share_rows
+from seedthink.parallel.collectives import gather_rows, share_rows
 from seedthink.parallel.group import Group
 
 
@@ -64,20 +64,25 @@ class Run:
 
     def choose(self, source_R: Tensor) -> SharedChoice:
         """Rows whose results are wanted, by number; the same on every rank."""
-        return SharedChoice(source_R, self)
+        return SharedChoice(source_R, self.size, self.plane)
 
 
 class SharedChoice(Choice):
-    """Wanted rows of which each rank has its own."""
+    """Wanted rows of which each rank of `group` has its own: those of its run of `size`, rank after rank.
 
-    def __init__(self, source_R: Tensor, run: Run) -> None:
-        owner_R = source_R // run.size
-        self._mine_r = (owner_R == run.plane.index).nonzero().squeeze(1)
-        super().__init__(source_R.index_select(0, self._mine_r) - run.begin)
+    `counts`: how many each rank has.
+    """
+
+    def __init__(self, source_R: Tensor, size: int, group: Group) -> None:
+        owner_R = source_R // size
+        self._mine_r = (owner_R == group.index).nonzero().squeeze(1)
+        super().__init__(source_R.index_select(0, self._mine_r) - group.index * size)
+        self.source_R, self.size, self._group = source_R, size, group
         order_R = torch.argsort(owner_R, stable=True)
-        counts_G = torch.bincount(owner_R, minlength=run.plane.size)
+        counts_G = torch.bincount(owner_R, minlength=group.size)
         first_G = counts_G.cumsum(0) - counts_G
-        self._plane, self._most = run.plane, int(counts_G.max())
+        self.counts: list[int] = counts_G.tolist()
+        self._most = max(self.counts)
         sorted_R = owner_R.index_select(0, order_R)
         within_R = torch.arange(len(source_R)) - first_G.index_select(0, sorted_R)
         self._place_R = torch.empty_like(source_R).scatter_(0, order_R, sorted_R * self._most + within_R)
@@ -90,8 +95,15 @@ class SharedChoice(Choice):
         """Every rank's results on every rank; a rank's gradients are those of its own rows."""
         # In one message: float64 holds float32 numbers and token ids alike.
         both_rC = torch.stack([value_r.double() for value_r in values_r], dim=1)
-        both_RC = share_rows(both_rC, self._mine_r, self._place_R, self._most, self._plane)
+        both_RC = share_rows(both_rC, self._mine_r, self._place_R, self._most, self._group)
         return tuple(shared.to(value.dtype) for shared, value in zip(both_RC.unbind(1), values_r, strict=True))
+
+    def gather(self, x_rD: Tensor, wire: torch.dtype) -> Tensor:
+        """This rank's wanted rows -> all R of them on every rank; gradients of all ranks are summed in their order."""
+        if not self._most:
+            return x_rD
+        spare_rD = x_rD.new_zeros((self._most - len(x_rD), *x_rD.shape[1:]))
+        return gather_rows(torch.cat([x_rD, spare_rD]), self._group, wire).index_select(0, self._place_R)
 
 
 def _padded(x_U: Tensor, rows: int) -> Tensor:

@@ -21,6 +21,7 @@ from seedthink.parallel.expert import spread_experts
 from seedthink.parallel.mesh import Mesh
 from seedthink.parallel.runs import EveryRow, Run
 from seedthink.parallel.tensor import TensorAxis, share_of
+from seedthink.parallel.vocabulary import SharedVocabulary, Vocabulary
 
 
 class Shards:
@@ -44,6 +45,10 @@ class Shards:
     def held(self, experts: int) -> int:
         """Experts that a rank holds."""
         return experts
+
+    def vocabulary(self, size: int) -> Vocabulary:
+        """Where the rows of embedding and head are."""
+        return Vocabulary(size)
 
     def rows(self, x_UD: Tensor, compute: torch.dtype) -> Tensor:
         """Before the first product of a half: the rows that it is over."""
@@ -122,6 +127,10 @@ class MeshShards(Shards):
     def held(self, experts: int) -> int:
         """Errors: ConfigError where experts cannot be shared evenly."""
         return share_of(experts, self.seat.ep, "num_experts", "ep")
+
+    def vocabulary(self, size: int) -> Vocabulary:
+        """Cut over tp."""
+        return SharedVocabulary(size, self.mesh.tp, self.mesh.cp) if self.seat.tp > 1 else Vocabulary(size)
 
     def route(self, logits_TE: Tensor, k: int, **rule: Any) -> Routing:
         """Rows that cannot be routed get weights of NaN."""

@@ -29,7 +29,8 @@ def activations(model: ModelConfig, tokens: int, layout: Layout, memory: MemoryC
             kept += block - cheap * own
         else:
             kept, largest = kept + model.hidden_size * own, max(largest, block)
-    return 4.0 * tokens * (kept + largest + 2 * model.hidden_size * own)
+    head = model.hidden_size * gathered_more  # of the head, where all tokens are predicted
+    return 4.0 * tokens * (kept + largest + 2 * model.hidden_size * own + head)
 
 
 @cache

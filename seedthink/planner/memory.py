@@ -1,10 +1,11 @@
 """The memory of one rank under a layout, from the model's config.json and the settings alone.
 
 Per parameter, training holds the float32 master weight, its gradient and two moments of AdamW (16 bytes), and two
-packed copies for matrix products (forward and backward) in the compute dtype. tp cuts attention and dense MLPs, ep the
-experts; norms, router, embedding and head are whole on every rank. Where dp_shard cuts what they leave once more, no
-copy outlives its use, and the policy's weights are whole while it generates. Activations count what autograd keeps for
-one micro-batch. It is an estimate: the run's summary holds the measured peak.
+packed copies for matrix products (forward and backward) in the compute dtype. tp cuts attention, dense MLPs, embedding
+and head (these two by blocks of tokens: the fullest rank counts), ep the experts; norms and router are whole on every
+rank. Where dp_shard cuts what they leave once more, no copy outlives its use, and the policy's weights are whole while
+it generates. Activations count what autograd keeps for one micro-batch. It is an estimate: the run's summary holds the
+measured peak.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from seedthink.config.sections import MemoryConfig
+from seedthink.kernels.logprob import COLUMNS
 from seedthink.models.config import ModelConfig
 from seedthink.models.sizes import parts as parameter_parts
+from seedthink.parallel.cut import block_bounds
 from seedthink.parallel.layout import Layout
 from seedthink.parallel.layout_check import Sizes
 from seedthink.planner.activations import KEEP_ALL, activations
@@ -92,7 +95,8 @@ def rank_parameters(model: ModelConfig, layout: Layout, fsdp: bool = FSDP) -> fl
     fsdp = fsdp and layout.dp_shard > 1
     cut = layout.dp_shard * layout.cp if fsdp else 1
     kv = parts["kv"] / min(layout.tp, model.num_kv_heads)
-    dense = (parts["whole"] + parts["matrices"] / layout.tp + kv) / cut
+    most = block_bounds(model.vocab_size, COLUMNS, layout.tp)[1] / model.vocab_size
+    dense = (parts["whole"] + parts["matrices"] / layout.tp + kv + parts["vocabulary"] * most) / cut
     return dense + parts["experts"] / (layout.dp_shard * layout.plane if fsdp else layout.ep)
 
 

@@ -12,6 +12,7 @@ from seedthink.engine.generator import TokenGenerator
 from seedthink.errors import ConfigError, RunError
 from seedthink.kernels.block import PagedBatch
 from seedthink.models.config import ModelConfig
+from seedthink.parallel.runs import Choice
 from seedthink.parallel.shards import WHOLE
 from seedthink.types import Completion, Finish, Request, SamplingParams
 
@@ -39,8 +40,8 @@ class Counting:
     def advance(self, tokens_T: torch.Tensor, batch: PagedBatch) -> torch.Tensor:
         return torch.nn.functional.one_hot((tokens_T + 1) % VOCAB, VOCAB).float() * 60.0
 
-    def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
-        return hidden_TD
+    def logits(self, hidden_TD: torch.Tensor, wanted: Choice) -> torch.Tensor:
+        return hidden_TD.index_select(0, wanted.rows)
 
 
 class Bytes:
@@ -227,8 +228,8 @@ def test_the_counts_add_up_and_reset_clears_them() -> None:
 class Diverged(Counting):
     """A model that computes NaN."""
 
-    def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
-        return hidden_TD * float("nan")
+    def logits(self, hidden_TD: torch.Tensor, wanted: Choice) -> torch.Tensor:
+        return super().logits(hidden_TD, wanted) * float("nan")
 
 
 def test_a_model_that_computes_nan_ends_the_run_with_a_reason() -> None:

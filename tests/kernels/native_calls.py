@@ -158,6 +158,18 @@ def logprob_columns(d: Draw) -> Call:
     return [d.f32(t, n), first, total, targets, torch.rand(t, generator=d.torch) + 0.1, state]
 
 
+def logprob_blocks(d: Draw) -> Call:
+    *call, _ = logprob_columns(d)
+    t, n = call[0].shape
+    return [*call, torch.empty(-(-n // 1024), t, 4, dtype=torch.float64)]
+
+
+def logprob_join(d: Draw) -> Call:
+    t, blocks = d.size(), d.size(1, 4)
+    states, state = (torch.rand(*size, 4, generator=d.torch, dtype=torch.float64) for size in ((blocks, t), (t,)))
+    return [states, d.i32(0, 1024 * blocks, t).long(), state]
+
+
 def logprob_finish(d: Draw) -> Call:
     t = d.size()
     state = torch.rand(t, 4, generator=d.torch, dtype=torch.float64)
@@ -456,6 +468,8 @@ CALLS: dict[str, Callable[[Draw], Call]] = {
         experts_forward,
         experts_backward,
         logprob_columns,
+        logprob_blocks,
+        logprob_join,
         logprob_finish,
         logprob_columns_backward,
         sample_rows,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from seedthink.kernels import logprob as module
 from seedthink.kernels.linear import linear, linear_packed
 from seedthink.kernels.logprob import (
     linear_logprob,
+    part_gradients,
     reference_linear_logprob,
     reference_row_logprob,
     row_logprob,
 )
+from seedthink.kernels.logprob_parts import block_states, join_states
 from seedthink.kernels.packing import panels_of
 
 
@@ -46,6 +49,57 @@ def test_a_row_has_the_same_bits_alone_and_with_a_kept_pack(vocabulary: int) -> 
     for part in range(2):
         assert torch.equal(whole[part], kept[part])
         assert torch.equal(whole[part][::17], torch.cat([one[part] for one in alone]))
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("ends", [(2500,), (1024, 2500), (1024, 2048, 2500), (0, 2048, 2048, 2500, 2500)])
+def test_parts_of_the_vocabulary_joined_are_the_bits_of_the_whole(compute: torch.dtype, ends: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    h, weight, targets = torch.randn(60, 24), torch.randn(2500, 24), torch.randint(0, 2500, (60,))
+    weight[2400] = weight[5] = weight[1023] = weight[1024]  # ties across blocks
+    targets[:5] = torch.tensor([0, 1023, 1024, 2047, 2499])
+    whole = linear_logprob(h, weight, targets, 0.7, compute)
+    parts = [
+        block_states(h, weight[begin:end], targets, 0.7, compute, (begin, 2500))
+        for begin, end in zip((0, *ends), ends, strict=False)
+    ]
+    joined = join_states(torch.cat(parts), targets, 0.7)
+    rows = row_logprob(linear(h, weight, compute), targets, torch.full((60,), 0.7))
+    for one, two, three in zip(joined[:2], whole, rows, strict=True):
+        assert torch.equal(one, two) and torch.equal(two, three)
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("at", [3, 1500, 2400])
+def test_parts_with_numbers_that_are_none_join_as_the_whole_does(poison: float, at: int) -> None:
+    logits, targets = rows(3, 2500)
+    logits[1, at], logits[2, :2048] = poison, float("-inf")
+    targets[0], temperature, states = at, torch.full((3,), 0.9), torch.empty(3, 3, 4, dtype=torch.float64)
+    _C.logprob_blocks(logits[:, :1024].contiguous(), 0, 2500, targets, temperature, states[:1])
+    _C.logprob_blocks(logits[:, 1024:].contiguous(), 1024, 2500, targets, temperature, states[1:])
+    for mine, whole in zip(
+        join_states(states, targets, 0.9)[:2], row_logprob(logits, targets, temperature), strict=True
+    ):
+        assert torch.equal(mine.nan_to_num(7.0), whole.nan_to_num(7.0))
+
+
+def test_gradients_by_parts_of_the_vocabulary_are_those_of_the_whole() -> None:
+    torch.manual_seed(0)
+    h, weight = torch.randn(20, 24, requires_grad=True), torch.randn(2500, 24, requires_grad=True)
+    targets, grads = torch.randint(0, 2500, (20,)), (torch.randn(20), torch.randn(20))
+    torch.autograd.backward(linear_logprob(h, weight, targets, 0.7), grads)
+    h_TD, all_VD = h.detach(), weight.detach()
+    *_, state = join_states(block_states(h_TD, all_VD, targets, 0.7, torch.float32, (0, 2500)), targets, 0.7)
+    bounds = (0, 1024, 2048, 2500, 2500)
+    found = [
+        part_gradients(*grads, h_TD, all_VD[begin:end], targets, state, 0.7, torch.float32, (begin, 2500))
+        for begin, end in pairwise(bounds)
+    ]
+    assert torch.equal(torch.cat([dweight for _, dweight in found]), weight.grad)
+    dh = found[0][0]
+    for other, _ in found[1:]:
+        dh = dh + other
+    assert torch.equal(dh, h.grad), "the whole adds its blocks up in this order"
 
 
 @pytest.mark.parametrize("vocabulary", [1, 7, 16, 128, 1024, 1025, 5000])
@@ -188,6 +242,8 @@ def test_bad_arguments_are_named() -> None:
         linear_logprob(h, torch.zeros(0, 4), targets, 1.0)
     with pytest.raises(ValueError, match="targets: expected dtype int64"):
         row_logprob(torch.zeros(1, 4), torch.zeros(1, dtype=torch.int32), torch.ones(1))
+    with pytest.raises(ValueError, match="targets: entry 1 is 1024, outside the 1 blocks there are"):
+        join_states(torch.zeros(1, 2, 4, dtype=torch.float64), torch.tensor([0, 1024]), 1.0)
 
 
 def test_the_operator_is_registered_soundly() -> None:

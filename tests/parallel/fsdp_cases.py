@@ -56,7 +56,7 @@ def held(name: str, mesh: Mesh | None) -> dict[str, Any]:
     before = kept_bytes()
     model = mesh_cases.policy(name, mesh)
     trainer = Trainer(model, policy_forward, OptimizerConfig(), 2, mesh)
-    trainer.learn(mesh_cases.batch(mesh_cases.members(mesh)), imitation)
+    trainer.learn(mesh_cases.batch(name, mesh_cases.members(mesh)), imitation)
     memories = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() // 4 for p in model.parameters()}
     found: dict[str, Any] = {
         "weights": sum(p.numel() for p in trainer.parameters),
@@ -68,7 +68,7 @@ def held(name: str, mesh: Mesh | None) -> dict[str, Any]:
         "packs": kept_bytes() - before,
     }
     trainer.storage.hold()
-    trainer.forward_only(mesh_cases.batch(mesh_cases.members(mesh)))
+    trainer.forward_only(mesh_cases.batch(name, mesh_cases.members(mesh)))
     found["packs held"] = kept_bytes() - before
     trainer.storage.let_go()
     found["packs let go"] = kept_bytes() - before
@@ -81,7 +81,9 @@ def forgetful(name: str, mesh: Mesh | None) -> list[list[float]]:
     for recompute in ("none", "layers"):
         memory = MemoryConfig(recompute=recompute)  # type: ignore[arg-type]
         trainer = Trainer(mesh_cases.policy(name, mesh), policy_forward, OptimizerConfig(), 2, mesh, memory=memory)
-        updates = [trainer.learn(mesh_cases.batch(mesh_cases.members(mesh), step), imitation) for step in range(2)]
+        updates = [
+            trainer.learn(mesh_cases.batch(name, mesh_cases.members(mesh), step), imitation) for step in range(2)
+        ]
         found.append([number for each in updates for number in (each.metrics["train/loss"], each.grad_norm)])
     return found
 
@@ -90,13 +92,13 @@ def one_sided(name: str, mesh: Mesh | None) -> list[float]:
     """Losses where the first data index has all sequences and the others have none."""
     trainer = Trainer(mesh_cases.policy(name, mesh), policy_forward, OptimizerConfig(lr=1e-3), 2, mesh)
     mine = [0, 1, 2, 3] if mesh is None or mesh.layout.data_index(mesh.rank) == 0 else []
-    return [trainer.learn(mesh_cases.batch(mine, step), imitation).metrics["train/loss"] for step in range(2)]
+    return [trainer.learn(mesh_cases.batch(name, mine, step), imitation).metrics["train/loss"] for step in range(2)]
 
 
 def saved(name: str) -> dict[str, torch.Tensor]:
     """What one rank alone saves after a step."""
     trainer = Trainer(mesh_cases.policy(name, None), policy_forward, OptimizerConfig(lr=1e-3), 3)
-    trainer.learn(mesh_cases.batch([0, 1, 2, 3]), imitation)
+    trainer.learn(mesh_cases.batch(name, [0, 1, 2, 3]), imitation)
     return {key: value.clone() for key, value in trainer.state().items()}
 
 
@@ -111,4 +113,4 @@ def losses_after(state: dict[str, torch.Tensor], name: str, mesh: Mesh | None) -
     trainer.storage.hold()  # what was there before is not what is restored
     trainer.load_state(state)
     mine = mesh_cases.members(mesh)
-    return [trainer.learn(mesh_cases.batch(mine, step), imitation).metrics["train/loss"] for step in (1, 2)]
+    return [trainer.learn(mesh_cases.batch(name, mine, step), imitation).metrics["train/loss"] for step in (1, 2)]

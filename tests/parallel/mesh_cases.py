@@ -25,7 +25,8 @@ from seedthink.parallel.shards import shards_of
 from seedthink.rl.loss import imitation
 from seedthink.types import Batch, Completion, Request, SamplingParams
 
-# name -> (family, compute, what is special about its weights)
+# name -> (family, compute, what is special about its weights); names that begin with "large" have a vocabulary of
+# several blocks, the last one short.
 MODELS = {
     "dense": ("qwen3", "float32", ""),
     "dense bfloat16": ("qwen3", "bfloat16", "ties"),
@@ -38,6 +39,8 @@ MODELS = {
     "mixtral": ("mixtral", "float32", ""),
     "deepseek": ("deepseek_v3", "float32", "biases"),
     "deepseek bfloat16": ("deepseek_v3", "bfloat16", "biases"),
+    "large vocabulary": ("qwen3_moe", "float32", "ties"),
+    "large vocabulary, tied, bfloat16": ("qwen3", "bfloat16", "ties"),
 }
 # What a family has beside the sizes that all have; keys of its config.json.
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -76,7 +79,9 @@ LAYOUTS = {
 HF_SIZES: dict[str, Any] = {"vocab_size": 67, "hidden_size": 40, "intermediate_size": 56, "num_hidden_layers": 3}
 HF_SIZES |= {"num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 128}
 HF_SIZES |= {"initializer_range": 0.2}
-FEW = ["sparse", "dense bfloat16", "one expert", "deepseek"]
+FEW = ["sparse", "dense bfloat16", "one expert", "deepseek", "large vocabulary"]
+LEARNT = ["sparse", "large vocabulary"]
+LARGE = [name for name in MODELS if name.startswith("large")]
 STEPS = 3
 
 
@@ -85,18 +90,29 @@ def plan(size: int) -> list[tuple[str, str, str]]:
     found = []
     for layout, axes in LAYOUTS[size].items():
         found += [(layout, model, case) for model in (MODELS if size == 2 else FEW) for case in ("scores", "answers")]
-        found += [(layout, model, "learnt") for model in (FEW if size == 2 else FEW[:1])]
+        found += [(layout, model, "learnt") for model in ([*FEW, *LARGE] if size == 2 else LEARNT)]
         if size == 2 or axes.ep == size:
-            found += [(layout, "sparse", case) for case in ("learnt_again", "restored", "loaded", "runs", "spoilt")]
-    return found
+            cases = ("learnt_again", "restored", "loaded", "runs", "spoilt")
+            found += [(layout, model, case) for model in LEARNT for case in cases]
+            found.append((layout, LARGE[1], "loaded"))
+    return list(dict.fromkeys(found))
+
+
+def vocabulary(name: str) -> int:
+    return 2500 if name in LARGE else 67
 
 
 def config(name: str) -> ModelConfig:
     family, _, special = MODELS[name]
     if family in FAMILIES:
         return ModelConfig.from_hf(HF_SIZES | {"model_type": family} | FAMILIES[family])
-    sizes: dict[str, Any] = {"vocab_size": 67, "hidden_size": 40, "intermediate_size": 56, "num_layers": 3}
-    sizes |= {"num_heads": 8, "num_kv_heads": 2, "head_dim": 16, "max_position_embeddings": 128}
+    sizes: dict[str, Any] = {
+        "vocab_size": vocabulary(name),
+        "hidden_size": 40,
+        "intermediate_size": 56,
+        "num_layers": 3,
+    }
+    sizes |= {"num_layers": 3, "num_heads": 8, "num_kv_heads": 2, "head_dim": 16, "max_position_embeddings": 128}
     if family == "qwen3_moe":
         sizes |= {"num_experts": 8, "experts_per_token": 1 if special == "one expert" else 3}
         sizes |= {"moe_intermediate_size": 24, "mlp_only_layers": (1,), "norm_topk_prob": True}
@@ -109,7 +125,7 @@ def policy(name: str, mesh: Mesh | None) -> Transformer:
     model.init_weights(seed=3)
     with torch.no_grad():
         if special == "ties":
-            model.head_VD[40:60] = model.head_VD[:20].clone()
+            with_ties(model)
         if special == "biases":
             for n, parameter in model.named_parameters():
                 if "bias" in n:
@@ -121,21 +137,34 @@ def policy(name: str, mesh: Mesh | None) -> Transformer:
     return model
 
 
-def sequences(step: int = 0) -> list[np.ndarray]:
-    """Answers to three prompts, two of them to the first, of lengths that no number of ranks divides."""
+def with_ties(model: Transformer) -> None:
+    """Tokens of one likelihood, in one block and in several."""
+    one = Transformer(model.config)
+    one.init_weights(seed=3)
+    for begin in (40, 1100, 2040):
+        one.head_VD[begin : begin + 20] = one.head_VD[: len(one.head_VD[begin : begin + 20])].clone()
+    name = "embed_VD" if model.config.tie_word_embeddings else "unembed_VD"
+    model.head_VD[:] = cut_of(name, model.head_VD, model.config, model.shards.seat).of(one.head_VD)
+
+
+def sequences(step: int = 0, spread: int = 1) -> list[np.ndarray]:
+    """Answers to three prompts, two of them to the first, of lengths that no number of ranks divides.
+
+    spread: every how manieth token occurs.
+    """
     draw = np.random.default_rng(step)
     prompts = [draw.integers(0, 67, length).astype(np.int32) for length in (19, 19, 5, 1)]
     prompts[1] = prompts[0]
     answers = [draw.integers(0, 67, length).astype(np.int32) for length in (7, 13, 2, 16)]
-    return [np.concatenate(pair) for pair in zip(prompts, answers, strict=True)]
+    return [np.concatenate(pair) * np.int32(spread) for pair in zip(prompts, answers, strict=True)]
 
 
 PROMPTS = (19, 19, 5, 1)
 
 
-def batch(members: list[int], step: int = 0) -> Batch:
+def batch(name: str, members: list[int], step: int = 0) -> Batch:
     """These of the sequences, in micro-batches of at most 40 tokens; the counts are those of all."""
-    texts = sequences(step)
+    texts = sequences(step, vocabulary(name) // 67)
     masks = [np.concatenate([np.zeros(p), np.ones(len(t) - p)]) for p, t in zip(PROMPTS, texts, strict=True)]
     chosen = [texts[at] for at in members], [masks[at] for at in members]
     return unlabelled_batch(*chosen, 60, float(sum(m.sum() for m in masks)), float(len(texts)))
@@ -152,7 +181,7 @@ def scores(name: str, mesh: Mesh | None) -> dict[str, torch.Tensor]:
     """Log-probs and values of every sequence of this rank."""
     model = policy(name, mesh)
     mine = members(mesh)
-    packed = batch(mine)
+    packed = batch(name, mine)
     critic = ValueModel.from_policy(model)
     with torch.no_grad():
         critic.head_1D[:] = torch.linspace(-1, 1, model.config.hidden_size)
@@ -172,7 +201,7 @@ def learnt(name: str, mesh: Mesh | None) -> dict[str, Any]:
     trainer = Trainer(model, policy_forward, OptimizerConfig(lr=1e-3, grad_clip=0.5), STEPS, mesh)
     found: dict[str, Any] = {"losses": [], "norms": []}
     for step in range(STEPS):
-        update = trainer.learn(batch(members(mesh), step), imitation)
+        update = trainer.learn(batch(name, members(mesh), step), imitation)
         found["losses"].append(update.metrics["train/loss"])
         found["norms"].append(update.grad_norm)
         if step == 0:
@@ -226,7 +255,7 @@ def answers(name: str, mesh: Mesh | None) -> dict[str, torch.Tensor]:
 def restored(name: str, mesh: Mesh | None) -> dict[str, torch.Tensor]:
     """What rank 0 would save after a step; and the log-probs of a fresh trainer that restores it."""
     trainer = Trainer(policy(name, mesh), policy_forward, OptimizerConfig(lr=1e-2), STEPS, mesh)
-    trainer.learn(batch(members(mesh)), imitation)
+    trainer.learn(batch(name, members(mesh)), imitation)
     saved = {key: value.clone() for key, value in trainer.state().items()}
     held = {n: p.detach().clone() for n, p in zip(trainer.names, trainer.parameters, strict=True)}
     whole = saved if mesh is None else mesh.world.tell(saved)[0]
@@ -241,13 +270,21 @@ def restored(name: str, mesh: Mesh | None) -> dict[str, torch.Tensor]:
     return whole
 
 
+@torch.no_grad()
+def spoil(name: str, model: Transformer) -> None:
+    """NaN for a token that only one sequence of the first batch has."""
+    token = int(sequences(0, vocabulary(name) // 67)[1][25])
+    cut = cut_of("embed_VD", model.embed_VD, model.config, model.shards.seat)
+    for here, _ in cut.places((slice(token, token + 1),)):
+        model.embed_VD[here] = torch.nan
+
+
 def spoilt(name: str, mesh: Mesh | None) -> str:
     """Why a step is skipped where a router computes NaN for a token that only one sequence has."""
     model = policy(name, mesh)
-    with torch.no_grad():
-        model.embed_VD[int(sequences()[1][25])] = torch.nan
+    spoil(name, model)
     trainer = Trainer(model, policy_forward, OptimizerConfig(lr=1e-2), STEPS, mesh)
-    packed = batch(members(mesh))
+    packed = batch(name, members(mesh))
     before = [p.clone() for p in trainer.parameters]
     why = trainer.learn(packed, imitation).skipped
     assert all(torch.equal(p.nan_to_num(), q.nan_to_num()) for p, q in zip(trainer.parameters, before, strict=True))

@@ -24,13 +24,12 @@ def learnt(name: str, mesh: Mesh, way: str, spoilt: bool = False) -> dict[str, A
     """First gradient, norms and weights of two steps. spoilt: a router says NaN to one rank's row: nobody may move."""
     model = mesh_cases.policy(name, mesh)
     if spoilt:
-        with torch.no_grad():
-            model.embed_VD[int(mesh_cases.sequences()[1][25])] = torch.nan
+        mesh_cases.spoil(name, model)
     memory = MemoryConfig(recompute=way)  # type: ignore[arg-type]
     trainer = Trainer(model, policy_forward, OptimizerConfig(lr=1e-3), 2, mesh, memory=memory)
     found: dict[str, Any] = {"norms": [], "skipped": []}
     for step in range(2):
-        update = trainer.learn(mesh_cases.batch(mesh_cases.members(mesh), 0 if spoilt else step), imitation)
+        update = trainer.learn(mesh_cases.batch(name, mesh_cases.members(mesh), 0 if spoilt else step), imitation)
         found["norms"].append(update.grad_norm)
         found["skipped"].append(update.skipped)
         if not step and not spoilt:

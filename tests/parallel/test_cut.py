@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from seedthink.parallel.cut import Cut, Piece, Seat, even_cut, experts_cut, heads_cut, whole_cut
+from seedthink.parallel.cut import Cut, Piece, Seat, blocks_cut, even_cut, experts_cut, heads_cut, whole_cut
 
 
 def rows(cut: Cut) -> list[int]:
@@ -25,6 +25,17 @@ def test_a_rank_holds_its_query_heads_and_the_key_heads_that_they_use() -> None:
     assert [piece.neighbours for piece in four[0].pieces] == [1, 2, 2], "two ranks in a row hold the same key head"
 
 
+def test_ranks_share_a_vocabulary_in_whole_blocks_and_some_may_have_none() -> None:
+    def ends(count: int, ranks: int) -> list[tuple[int, int]]:
+        cuts = [blocks_cut(count, 4, Seat(tp=ranks, tp_index=i)) for i in range(ranks)]
+        return [(piece.begin, piece.end) for cut in cuts for piece in cut.pieces]
+
+    assert ends(10, 2) == [(0, 8), (8, 10)]
+    assert ends(10, 3) == [(0, 4), (4, 8), (8, 10)]
+    assert ends(10, 4) == [(0, 4), (4, 8), (8, 10), (10, 10)]
+    assert ends(3, 2) == [(0, 3), (3, 3)]
+
+
 def test_parts_put_together_are_the_weight() -> None:
     weight = torch.arange(24.0).view(8, 3)
     for cuts in (
@@ -32,6 +43,7 @@ def test_parts_put_together_are_the_weight() -> None:
         [heads_cut(4, 2, 1, Seat(tp=4, tp_index=i)) for i in range(4)],
         [experts_cut(8, Seat(ep=4, ep_index=i)) for i in range(4)],
         [whole_cut(8, Seat(tp=2, tp_index=i)) for i in range(2)],
+        [blocks_cut(8, 3, Seat(tp=4, tp_index=i)) for i in range(4)],
     ):
         found = torch.zeros(8, 3)
         for cut in cuts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -25,7 +26,7 @@ SPARSE = ModelConfig(
 )
 LOAD = Load(item=4, micro_batch_tokens=1024, kv_memory_mib=64, sequences=8, critic=True)
 
-# By hand: embedding, head, norms; q and out; k and v; gate, up and down.
+# By hand: embedding, head (of one block, which one rank holds), norms; q and out; k and v; gate, up and down.
 WHOLE = 2 * 100 * 32 + 32 + 2 * (2 * 32 + 2 * 16)
 QUERIES, KEYS = 2 * (2 * 32 * 16 * 4), 2 * (2 * 32 * 16 * 2)
 MLP, ROUTER, EXPERT = 3 * 32 * 48, 32 * 8, 3 * 32 * 16
@@ -35,11 +36,21 @@ def parts(model: ModelConfig, load: Load, layout: Layout, fsdp: bool = True) -> 
     return {part.name: part.bytes for part in memory(model, load, layout, fsdp)}
 
 
-def test_tensor_ranks_cut_attention_and_dense_mlps_and_nothing_else() -> None:
+def test_tensor_ranks_cut_attention_and_dense_mlps() -> None:
     assert rank_parameters(DENSE, Layout()) == WHOLE + QUERIES + KEYS + 2 * MLP
     assert rank_parameters(DENSE, Layout(tp=2)) == WHOLE + (QUERIES + KEYS + 2 * MLP) / 2
     assert rank_parameters(DENSE, Layout(tp=4)) == WHOLE + (QUERIES + 2 * MLP) / 4 + KEYS / 2, "two kv heads, repeated"
     assert rank_parameters(DENSE, Layout(cp=4)) == rank_parameters(DENSE, Layout(dp_replicate=4))
+
+
+def test_tensor_ranks_cut_embedding_and_head_by_blocks_of_1024_tokens_and_the_fullest_rank_counts() -> None:
+    def held(tp: int) -> float:
+        large, small = (replace(DENSE, vocab_size=size) for size in (2500, 100))
+        return rank_parameters(large, Layout(tp=tp)) - rank_parameters(small, Layout(tp=tp)) + 2 * 100 * 32
+
+    assert held(1) == 2 * 2500 * 32
+    assert held(2) == pytest.approx(2 * 2048 * 32)
+    assert held(4) == pytest.approx(2 * 1024 * 32)
 
 
 def test_expert_ranks_cut_the_experts() -> None:
@@ -84,7 +95,7 @@ def test_activations_are_shared_by_the_ranks_of_a_batch_but_for_what_tensor_rank
         parts(DENSE, LOAD, layout)["activations of a micro-batch"] for layout in (Layout(), Layout(cp=2), Layout(tp=2))
     )
     assert cp == one / 2
-    gathered = 4 * 1024 * 2 * (32 + 64 + 32 + 48)  # inputs of four products, two layers
+    gathered = 4 * 1024 * (2 * (32 + 64 + 32 + 48) + 32)  # inputs of four products, two layers; of the head
     assert tp == (one - gathered) / 2 + gathered
 
 
