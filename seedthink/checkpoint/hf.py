@@ -105,7 +105,10 @@ def load_hf(
     for name, twin in tied.items():
         ours, index = places[twin]
         held = cuts[ours].places(index) if ours in cuts else [(index, slice(None))]
-        if name in folder.files and not _holds(opened[folder.files[name]].get_slice(name), parameters[ours], held):
+        if name not in folder.files:
+            continue
+        stored = opened[folder.files[name]].get_slice(name)
+        if tuple(stored.get_shape()) != shapes[twin] or not _holds(stored, parameters[ours], held):
             raise DataError(
                 f"{folder.files[name]}: {name} differs from {twin}, but config.json ties them; "
                 "set tie_word_embeddings to false to load both"

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from seedthink.checkpoint import load_hf, open_hf, save_hf
 from seedthink.checkpoint.hf import tokenizer_files
 from seedthink.errors import DataError, RunError
+from seedthink.parallel.cut import Cut, Piece
 
 PLACES = {"left": ("both", (slice(0, 2),)), "right": ("both", (slice(2, 5),)), "bias": ("bias", ())}
 
@@ -168,3 +169,19 @@ def test_a_tied_tensor_may_be_there_if_it_is_the_same(model: Path) -> None:
     save_file(copies | {"head": tensors()["left"] + 1}, model / "model.safetensors")
     with pytest.raises(DataError, match=r"head differs from left.*tie_word_embeddings"):
         load_hf(open_hf(model), blank(), PLACES, {"head": "left"})
+
+
+def test_a_rank_reads_its_rows_and_holds_them_against_those_of_a_tied_tensor(model: Path) -> None:
+    places = {"all": ("both", ())}
+    whole = parameters()["both"]
+    for piece in (Piece(0, 3, 1), Piece(3, 5, 1), Piece(5, 5, 1)):
+        cuts = {"both": Cut(5, (piece,))}
+        target = {"both": torch.zeros(piece.end - piece.begin, 3)}
+        save_file({"all": whole, "head": whole.clone()}, model / "model.safetensors")
+        load_hf(open_hf(model), target, places, {"head": "all"}, cuts=cuts)
+        assert torch.equal(target["both"], whole[piece.begin : piece.end])
+        for other in (whole + 1, torch.cat([whole, whole])):
+            save_file({"all": whole, "head": other}, model / "model.safetensors")
+            if piece.begin < 5 or len(other) > 5:
+                with pytest.raises(DataError, match=r"head differs from all"):
+                    load_hf(open_hf(model), target, places, {"head": "all"}, cuts=cuts)
