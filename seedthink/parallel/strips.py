@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ class Strips:
         with torch.no_grad():
             self._flat = torch.cat([self.own(at, p).reshape(-1) for at, p in enumerate(parameters)])
         parts = self._flat.split(self._lengths)
-        self.held = [part.view(-1, *[1] * (p.ndim - 1)) for part, p in zip(parts, parameters, strict=True)]
+        self.held = [part.view(len(part), *[1] * (p.ndim - 1)) for part, p in zip(parts, parameters, strict=True)]
         self._nothing = self._flat.new_tensor(torch.nan)
         self.release()
 
@@ -63,7 +64,7 @@ class Strips:
 
     def cut(self, at: int, cut: Cut) -> StripCut:
         """Where the pieces of parameter `at` stand in this rank's strip of it."""
-        length, row = self._lengths[at], self._shapes[at].numel() // cut.held
+        length, row = self._lengths[at], prod(self._shapes[at][1:])
         first, slices, begin = self._group.index * self._lengths[at], [], 0
         for piece in cut.pieces:
             end = begin + (piece.end - piece.begin) * row
