@@ -93,7 +93,8 @@ def plan(size: int) -> list[tuple[str, str, str]]:
         found += [(layout, model, "learnt") for model in ([*FEW, *LARGE] if size == 2 else LEARNT)]
         if size == 2 or axes.ep == size:
             cases = ("learnt_again", "restored", "loaded", "runs", "spoilt")
-            found += [(layout, model, case) for model in LEARNT for case in cases]
+            found += [(layout, "sparse", case) for case in cases]
+            found += [(layout, LARGE[0], case) for case in (cases if size == 2 else ["restored"])]
             found.append((layout, LARGE[1], "loaded"))
     return list(dict.fromkeys(found))
 
