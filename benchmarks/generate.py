@@ -27,7 +27,7 @@ from turns import environment, quiet_seconds
 from seedthink.engine.generator import TokenGenerator
 from seedthink.engine.model_io import save_model
 from seedthink.models.config import ModelConfig
-from seedthink.models.qwen3 import Transformer
+from seedthink.models.decoder import Transformer
 from seedthink.types import Request, SamplingParams
 
 REQUESTS, PROMPT, NEW, LONGEST = 128, 32, 64, 512

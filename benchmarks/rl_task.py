@@ -60,7 +60,7 @@ def write_model(folder: Path, sizes: dict[str, Any]) -> Path:
     """A Hugging Face folder with random weights and the tokenizer, which both sides load."""
     from seedthink.engine.model_io import save_model
     from seedthink.models.config import ModelConfig
-    from seedthink.models.qwen3 import Transformer
+    from seedthink.models.decoder import Transformer
 
     model = Transformer(ModelConfig(**sizes))
     model.init_weights(seed=0)

@@ -29,7 +29,7 @@ from seedthink.engine.model_io import load_model, save_model
 from seedthink.engine.trainer import Trainer, policy_forward
 from seedthink.kernels.build import set_threads
 from seedthink.models.config import ModelConfig
-from seedthink.models.qwen3 import Transformer
+from seedthink.models.decoder import Transformer
 from seedthink.rl.loss import imitation
 
 CONFIG = ModelConfig(**MIDDLE)

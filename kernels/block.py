@@ -14,6 +14,7 @@ from torch import Tensor
 
 from seedthink import _C
 from seedthink.kernels.packing import panels_of
+from seedthink.kernels.route import Score
 
 
 class PagedBatch(NamedTuple):
@@ -38,7 +39,8 @@ def attention_step(
     norm_D: Tensor,
     eps: float,
     qkv_weight: Tensor,
-    head_norms: tuple[Tensor, Tensor],
+    qkv_bias: Tensor | None,
+    head_norms: tuple[Tensor | None, Tensor | None],
     out_weight: Tensor,
     table: Tensor,
     batch: PagedBatch,
@@ -47,17 +49,17 @@ def attention_step(
 ) -> None:
     """x += out(attend(rope(norm(q)), rope(norm(k)), v)) with q, k, v = qkv(norm(x)); k and v go to the layer's pages.
 
-    qkv_weight float32 [(N + 2n) * H, D]: query, key, value rows; head_norms: float32 [H] of q and of k; out_weight
-    float32 [D, N * H]; table as of `rope_table`; compute as of `linear`. ValueError names the argument that is wrong.
+    qkv_weight float32 [(N + 2n) * H, D]: query, key, value rows; qkv_bias: float32, one per row, or None; head_norms:
+    float32 [H] of q and of k, or both None; out_weight float32 [D, N * H]; table as of `rope_table`; compute as of
+    `linear`. ValueError names the argument that is wrong.
     """
-    q_norm_H, k_norm_H = head_norms
     _C.attention_step(
         x_TD,
         norm_D,
         eps,
         panels_of(qkv_weight, compute),
-        q_norm_H,
-        k_norm_H,
+        qkv_bias,
+        *head_norms,
         table,
         batch.positions_T,
         batch.slots_T,
@@ -67,7 +69,7 @@ def attention_step(
         batch.lengths_B,
         batch.scale,
         panels_of(out_weight, compute),
-        out_weight.shape[1] // q_norm_H.shape[0],
+        out_weight.shape[1] // table.shape[1],
     )
 
 
@@ -85,12 +87,27 @@ def sparse_step(
     eps: float,
     router_ED: Tensor,
     k: int,
-    norm_topk: bool,
     gate_up_E_2I_D: Tensor,
     down_E_D_I: Tensor,
     compute: torch.dtype,
+    shared: tuple[Tensor, Tensor] | None = None,
+    *,
+    score: Score = "softmax",
+    norm_topk: bool = True,
+    scale: float = 1.0,
+    bias_E: Tensor | None = None,
+    groups: int = 1,
+    topk_groups: int = 1,
 ) -> None:
-    """x += experts(norm(x)), routed by a float32 product. ValueError names the argument that is wrong, or a NaN row."""
+    """x += experts(norm(x)) [+ shared(norm(x))], routed by a float32 product and the rule that `route` takes.
+
+    shared: gate_up [2S, D] and down [D, S] of an MLP that every token goes through. ValueError names the argument that
+    is wrong, or a NaN row.
+    """
     panels = panels_of(gate_up_E_2I_D, compute), panels_of(down_E_D_I, compute)
     router, experts = panels_of(router_ED, torch.float32), router_ED.shape[0]
-    _C.sparse_step(x_TD, norm_D, eps, router, experts, k, norm_topk, *panels, down_E_D_I.shape[2])
+    rule = (bias_E, score == "sigmoid", norm_topk, scale, groups, topk_groups)
+    common: tuple[Tensor | None, Tensor | None, int] = (None, None, 0)
+    if shared is not None:
+        common = (panels_of(shared[0], compute), panels_of(shared[1], compute), shared[1].shape[1])
+    _C.sparse_step(x_TD, norm_D, eps, router, experts, k, *rule, *panels, down_E_D_I.shape[2], *common)

@@ -13,18 +13,22 @@ from torch import Tensor
 
 from seedthink import _C
 from seedthink.kernels.registry import define, from_triton
+from seedthink.kernels.rope_scaling import RopeScaling
 
 
-def rope_table(max_positions: int, head_dim: int, theta: float) -> Tensor:
+def rope_table(max_positions: int, head_dim: int, theta: float, scaling: RopeScaling | None = None) -> Tensor:
     """Cosines (first half of a row) and sines (second half) of every position: float32 [max_positions, head_dim].
 
-    theta is the base of the frequencies (dimensionless). ValueError when head_dim is odd.
+    theta is the base of the frequencies (dimensionless), `scaling` stretches them (and YaRN's makes the table larger
+    than 1). ValueError when head_dim is odd.
     """
     if head_dim % 2 or head_dim <= 0:
         raise ValueError(f"head_dim: must be positive and even, got {head_dim}")
-    frequency = 1.0 / (theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim))
+    power = theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
+    frequency = 1.0 / power if scaling is None else scaling.frequencies(power, theta)
     angle = torch.arange(max_positions, dtype=torch.float32)[:, None] * frequency[None, :]
-    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+    amplitude = 1.0 if scaling is None else scaling.amplitude
+    return torch.cat([angle.cos() * amplitude, angle.sin() * amplitude], dim=-1)
 
 
 def reference_rope(x_TNH: Tensor, table: Tensor, positions_T: Tensor) -> Tensor:

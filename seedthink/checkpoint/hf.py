@@ -77,19 +77,21 @@ def load_hf(
     parameters: Mapping[str, Tensor],
     places: Mapping[str, Place],
     tied: Mapping[str, str] | None = None,
+    left_out: tuple[str, ...] = (),
     cuts: Mapping[str, Cut] | None = None,
 ) -> None:
     """Copies every tensor of `folder` to its place; bf16, fp16 and fp64 are converted to the parameter's dtype.
 
     parameters: our name -> tensor. places: HF name -> (our name, index); parameter[index] is the whole HF tensor.
-    tied: HF names that may be there too, and the HF name that each must equal. cuts: our name -> the rows of the whole
-    parameter that `parameters` holds; only those are read.
+    tied: HF names that may be there too, and the HF name that each must equal. left_out: beginnings of HF names that
+    may be there and are not read. cuts: our name -> the rows of the whole parameter that `parameters` holds; only those
+    are read.
     Errors: DataError names the file and the tensor that is missing, unexpected, of another shape, no float, or (tied)
     not equal; names and shapes are checked before anything is copied.
     """
     tied, cuts = tied or {}, {name: cut for name, cut in (cuts or {}).items() if not cut.whole}
     shapes = {name: _shape(parameters[ours], cuts.get(ours), index) for name, (ours, index) in places.items()}
-    _check_names(folder, shapes, tied)
+    _check_names(folder, shapes, tied, left_out)
     opened = {file: safe_open(file, framework="pt") for file in sorted(set(folder.files.values()))}
     for name, shape in shapes.items():
         _check_tensor(folder.files[name], opened[folder.files[name]].get_slice(name), name, shape)
@@ -206,13 +208,19 @@ def _shape(parameter: Tensor, cut: Cut | None, index: Index) -> tuple[int, ...]:
     return tuple(torch.empty((cut.rows, *parameter.shape[1:]), device="meta")[index].shape)
 
 
-def _check_names(folder: ModelFolder, targets: Mapping[str, tuple[int, ...]], tied: Mapping[str, str]) -> None:
+def _check_names(
+    folder: ModelFolder,
+    targets: Mapping[str, tuple[int, ...]],
+    tied: Mapping[str, str],
+    left_out: tuple[str, ...],
+) -> None:
     missing = targets.keys() - folder.files.keys()
     if missing:
         raise DataError(
             f"{folder.path}: {_some('tensor', missing)} missing from the weights; config.json asks for them"
         )
     unexpected = folder.files.keys() - targets.keys() - tied.keys()
+    unexpected = {name for name in unexpected if not name.startswith(left_out)}
     if unexpected:
         files = sorted({folder.files[name].name for name in unexpected})
         raise DataError(

@@ -9,9 +9,10 @@ from typing import Any
 
 from seedthink.errors import DataError
 from seedthink.models.config import ModelConfig
+from seedthink.models.sizes import parameters
 from seedthink.parallel.launch import launched
 from seedthink.parallel.layout_check import chosen
-from seedthink.planner.memory import lines, load_of, memory, parameters, rank_parameters, sizes_of
+from seedthink.planner.memory import lines, load_of, memory, rank_parameters, sizes_of
 
 
 def in_words(config: Any) -> list[str]:

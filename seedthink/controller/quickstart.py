@@ -20,7 +20,7 @@ from seedthink.controller.run import run_eval, run_rl, run_sft
 from seedthink.data.puzzle_tokenizer import build_puzzle_tokenizer
 from seedthink.engine.model_io import save_model
 from seedthink.models.config import ModelConfig
-from seedthink.models.qwen3 import Transformer
+from seedthink.models.decoder import Transformer
 
 WIDTH, LAYERS, EXPERTS = 128, 4, 8
 STEPS_WITHOUT_END = 1_000_000  # time ends it, so the schedule stays at its peak

@@ -29,7 +29,7 @@ from seedthink.data.tokenizer import Tokenizer
 from seedthink.engine.engine import Engine, EngineSettings, Losses
 from seedthink.engine.model_io import save_model, save_value_model
 from seedthink.kernels.build import set_threads
-from seedthink.models.qwen3 import Transformer
+from seedthink.models.decoder import Transformer
 from seedthink.models.value import ValueModel
 from seedthink.rl.algorithm import build_policy_loss, build_value_loss
 from seedthink.rl.loss import imitation
@@ -104,7 +104,7 @@ class EngineWorker(Engine):
 
     @remote(FIRST)
     def save(self, folder: Path, step: int, extra: Mapping[str, Any], keep: int) -> Path | None:
-        """Write a checkpoint of this step and prune older ones: rank 0, with the parts that the others hold."""
+        """Write a checkpoint of this step and prune older ones, parts of all ranks put together; None beside rank 0."""
         state = self.state()
         if self.place.rank:
             return None

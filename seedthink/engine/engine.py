@@ -28,7 +28,7 @@ from seedthink.engine.page_cache import pages_within
 from seedthink.engine.trainer import Loss, Trainer, forward_only, module_storage, policy_forward, value_forward
 from seedthink.models.config import ModelConfig
 from seedthink.models.cuts import cuts_of
-from seedthink.models.qwen3 import Transformer
+from seedthink.models.decoder import Transformer
 from seedthink.models.value import ValueModel
 from seedthink.parallel.shards import shards_of
 from seedthink.types import Batch, Completion, Detokenizer, Request, Scored, Update, Valued

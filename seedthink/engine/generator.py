@@ -27,7 +27,7 @@ from seedthink.errors import ConfigError
 from seedthink.kernels.attention import PAGE
 from seedthink.kernels.finite import not_finite
 from seedthink.kernels.sampling import sample
-from seedthink.models.qwen3 import Transformer
+from seedthink.models.decoder import Transformer
 from seedthink.types import Completion, Detokenizer, Finish, Request
 
 if TYPE_CHECKING:

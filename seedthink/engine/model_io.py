@@ -15,8 +15,8 @@ from seedthink.checkpoint.hf import load_hf, open_hf, save_hf, tokenizer_files
 from seedthink.errors import DataError
 from seedthink.models.config import ModelConfig
 from seedthink.models.cuts import cuts_of
-from seedthink.models.names import policy_places, tied_names, value_places
-from seedthink.models.qwen3 import Transformer
+from seedthink.models.decoder import Transformer
+from seedthink.models.names import left_out, policy_places, tied_names, value_places
 from seedthink.models.value import ValueModel
 from seedthink.parallel.shards import WHOLE, Shards
 
@@ -29,8 +29,8 @@ def load_model(folder: str | Path, compute: torch.dtype = torch.float32, shards:
     opened = open_hf(folder)
     config = _config(opened.path, opened.config, opened.generation)
     model = Transformer(config, compute, shards=shards)
-    cuts = cuts_of(model, config, shards.seat)
-    load_hf(opened, dict(model.named_parameters()), policy_places(config), tied_names(config), cuts)
+    places, cuts = policy_places(config), cuts_of(model, config, shards.seat)
+    load_hf(opened, dict(model.named_parameters()), places, tied_names(config), left_out(config), cuts)
     return model
 
 

@@ -33,7 +33,7 @@ class PageCache:
     def __init__(self, config: ModelConfig, count: int, dtype: torch.dtype, shards: Shards = WHOLE) -> None:
         heads, width = shards.cached_heads(config.num_kv_heads), config.head_dim
         self.layers = [new_pages(count, heads, width, dtype) for _ in range(config.num_layers)]
-        self._scale = width**-0.5
+        self._scale = config.attention_scale
 
     def lay_out(self, plan: Plan, table: Table) -> tuple[Tensor, PagedBatch]:
         """The tokens that a step computes, int64 [T], sequence after sequence, and where they stand."""

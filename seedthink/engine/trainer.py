@@ -30,7 +30,7 @@ from seedthink.kernels.finite import not_finite
 from seedthink.kernels.logprob import linear_logprob
 from seedthink.models.context import Context, PackedContext
 from seedthink.models.cuts import cuts_of
-from seedthink.models.qwen3 import Transformer
+from seedthink.models.decoder import Transformer
 from seedthink.models.sharded_context import sharded
 from seedthink.models.value import ValueModel
 from seedthink.parallel.assembly import Assembly
@@ -74,7 +74,7 @@ def value_forward(model: ValueModel, batch: MicroBatch) -> Outputs:
 
 def context_of(model: Transformer | ValueModel, rows: Rows, run: EveryRow | Run) -> Context:
     """How a network's rows stand to each other, and which of them are here."""
-    context = PackedContext(rows.cu_seqlens_S1, model.compute, model.config.head_dim**-0.5, rows.prefix_S)
+    context = PackedContext(rows.cu_seqlens_S1, model.compute, model.config.attention_scale, rows.prefix_S)
     return sharded(context, run, model.shards, model.compute)
 
 
@@ -232,7 +232,7 @@ class Trainer:
         return config.lr * (config.min_lr_ratio + (1.0 - config.min_lr_ratio) * shape)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Weights and optimizer moments by name, for a checkpoint. Tensors are the live ones, not copies.
+        """All weights and the optimizer's moments by name, for a checkpoint. Tensors are the live ones, not copies.
 
         Where ranks share the module all of them ask: rank 0 gets whole tensors, the others their parts.
         """

@@ -1,27 +1,41 @@
 """What a model is made of, read from and written to a Hugging Face config.json.
 
-Only what changes the computation is kept. A setting that this project does not compute (rope scaling, sliding windows,
-biases, quantised weights) is refused by name: ignoring it would load without a word and answer wrongly. Missing keys
-take the defaults of transformers' Qwen3Config and Qwen3MoeConfig; sizes have none.
+Only what changes the computation is kept. A setting that this project does not compute (sliding windows, other biases,
+quantised weights) is refused by name: ignoring it would load without a word and answer wrongly. Missing keys take the
+defaults of the family's config class in transformers; sizes have none. What sets families apart stands in families/.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from seedthink.errors import ConfigError, DataError
+from seedthink.kernels.rope_scaling import RopeScaling, YarnScaling
+from seedthink.models.families.family import ExpertNames
+from seedthink.models.families.registry import FAMILIES
+from seedthink.models.families.rope import read_rope, write_rope
+from seedthink.models.families.values import flag, integer, integers, number, token_id
+from seedthink.models.variants import PLAIN_ROUTER, LatentSizes, Router
 
-ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"}
+_CONSTANT = {  # in every family: keys of config.json for which one value is computed
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "hidden_act": "silu",
+    "partial_rotary_factor": 1.0,
+    "quantization_config": None,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """Sizes and switches of a Qwen3 ("qwen3") or Qwen3-MoE ("qwen3_moe") model.
+    """Sizes and switches of a model; `family` is one of families/registry.py, as config.json's model_type spells it.
 
-    `intermediate_size` is the width of dense MLPs, `moe_intermediate_size` that of one expert. A layer is sparse where
-    `is_sparse(layer)` says so. `max_position_embeddings` is the longest sequence in tokens.
+    `intermediate_size` is the width of dense MLPs, `moe_intermediate_size` that of one expert, `shared_expert_width`
+    that of the MLP that all tokens of a sparse layer go through. A layer is sparse where `is_sparse(layer)` says so.
+    `head_dim` is a head's width in attention and its cache, `max_position_embeddings` the longest sequence in tokens.
     Errors: ConfigError names the key and the value that cannot be.
     """
 
@@ -39,7 +53,11 @@ class ModelConfig:
     norm_topk_prob: bool = False
     decoder_sparse_step: int = 1
     mlp_only_layers: tuple[int, ...] = ()
+    router: Router = PLAIN_ROUTER
+    shared_expert_width: int = 0
+    latent: LatentSizes | None = None
     rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
     max_position_embeddings: int = 32768
@@ -49,8 +67,8 @@ class ModelConfig:
     pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
-        if self.family not in ARCHITECTURES:
-            raise ConfigError(f"family = {self.family!r} is not supported; choose one of {', '.join(ARCHITECTURES)}")
+        if self.family not in FAMILIES:
+            raise ConfigError(f"family = {self.family!r} is not supported; choose one of {', '.join(FAMILIES)}")
         sizes = [
             "vocab_size",
             "hidden_size",
@@ -61,7 +79,7 @@ class ModelConfig:
             "head_dim",
         ]
         sizes += ["rope_theta", "rms_norm_eps", "max_position_embeddings"]
-        if self.family == "qwen3_moe":
+        if self.expert_names is not None:
             sizes += ["num_experts", "experts_per_token", "moe_intermediate_size", "decoder_sparse_step"]
         for key in sizes:
             if getattr(self, key) <= 0:
@@ -70,10 +88,42 @@ class ModelConfig:
             raise ConfigError(f"num_heads = {self.num_heads} must be a multiple of num_kv_heads = {self.num_kv_heads}")
         if self.head_dim % 16 or self.head_dim > 256:
             raise ConfigError(f"head_dim = {self.head_dim} must be a multiple of 16 up to 256 (attention kernels)")
+        for key, value in FAMILIES[self.family].fixed.items():
+            if getattr(self, key) != value:
+                raise ConfigError(f"{key} = {getattr(self, key)} must be {value} in the family {self.family!r}")
         if self.experts_per_token > self.num_experts:
             raise ConfigError(
                 f"experts_per_token = {self.experts_per_token} is more than num_experts = {self.num_experts}"
             )
+        FAMILIES[self.family].check(self)
+
+    @property
+    def qk_norm(self) -> bool:
+        """Whether queries and keys are normalised per head."""
+        return FAMILIES[self.family].qk_norm
+
+    @property
+    def qkv_bias(self) -> bool:
+        """Whether the projections to queries, keys and values have a bias."""
+        return FAMILIES[self.family].qkv_bias
+
+    @property
+    def expert_names(self) -> ExpertNames | None:
+        """Hugging Face names of the sparse layers' tensors; None in a family without experts."""
+        return FAMILIES[self.family].experts
+
+    @property
+    def rope_dim(self) -> int:
+        """The entries of a head that carry its position."""
+        return self.head_dim if self.latent is None else self.latent.turned_dim
+
+    @property
+    def attention_scale(self) -> float:
+        """What q.k is multiplied by."""
+        if self.latent is None:
+            return self.head_dim**-0.5
+        gain = self.rope_scaling.score_gain if isinstance(self.rope_scaling, YarnScaling) else 1.0
+        return float(self.latent.key_dim**-0.5 * gain)
 
     def is_sparse(self, layer: int) -> bool:
         """Whether layer number `layer` (from 0) holds experts."""
@@ -87,53 +137,45 @@ class ModelConfig:
 
         Errors: DataError names the key that is missing, of the wrong type or not supported, and what is.
         """
-        family = config.get("model_type")
-        if family not in ARCHITECTURES:
-            supported = ", ".join(f"{name} ({ARCHITECTURES[name]})" for name in ARCHITECTURES)
-            raise DataError(f"config.json: model_type = {family!r} is not supported; supported: {supported}")
-        _refuse_unsupported(config)
+        name = config.get("model_type")
+        if name not in FAMILIES:
+            supported = ", ".join(f"{each} ({FAMILIES[each].architecture})" for each in FAMILIES)
+            raise DataError(f"config.json: model_type = {name!r} is not supported; supported: {supported}")
+        family = FAMILIES[name]
+        config = {**family.defaults, **config}
+        _refuse_unsupported(config, {**_CONSTANT, **family.constant})
         ids = {**config, **{k: v for k, v in (generation or {}).items() if v is not None}}
-        heads, hidden = _integer(config, "num_attention_heads"), _integer(config, "hidden_size")
-        sparse: dict[str, Any] = {}
-        if family == "qwen3_moe":
-            experts = "num_experts" if "num_experts" in config else "num_local_experts"
-            sparse = {
-                "num_experts": _integer(config, experts),
-                "experts_per_token": _integer(config, "num_experts_per_tok"),
-                "moe_intermediate_size": _integer(config, "moe_intermediate_size"),
-                "norm_topk_prob": _flag(config, "norm_topk_prob"),
-                "decoder_sparse_step": _integer(config, "decoder_sparse_step", 1),
-                "mlp_only_layers": _integers(config, "mlp_only_layers"),
-            }
+        heads, hidden = integer(config, "num_attention_heads"), integer(config, "hidden_size")
+        theta, scaling = read_rope(config)
+        fields = {
+            "family": name,
+            "vocab_size": integer(config, "vocab_size"),
+            "hidden_size": hidden,
+            "intermediate_size": integer(config, "intermediate_size"),
+            "num_layers": integer(config, "num_hidden_layers"),
+            "num_heads": heads,
+            "num_kv_heads": integer(config, "num_key_value_heads", heads),
+            "head_dim": integer(config, "head_dim", hidden // max(heads, 1)),
+            "rope_theta": theta,
+            "rope_scaling": scaling,
+            "rms_norm_eps": number(config, "rms_norm_eps", 1e-6),
+            "tie_word_embeddings": flag(config, "tie_word_embeddings"),
+            "max_position_embeddings": integer(config, "max_position_embeddings", 32768),
+            "initializer_range": number(config, "initializer_range", 0.02),
+            "eos_token_ids": integers(ids, "eos_token_id"),
+            "bos_token_id": token_id(ids, "bos_token_id"),
+            "pad_token_id": token_id(ids, "pad_token_id"),
+        }
         try:
-            return cls(
-                family=family,
-                vocab_size=_integer(config, "vocab_size"),
-                hidden_size=hidden,
-                intermediate_size=_integer(config, "intermediate_size"),
-                num_layers=_integer(config, "num_hidden_layers"),
-                num_heads=heads,
-                num_kv_heads=_integer(config, "num_key_value_heads", heads),
-                head_dim=_integer(config, "head_dim", 128 if family == "qwen3" else hidden // max(heads, 1)),
-                rope_theta=_rope_theta(config),
-                rms_norm_eps=_number(config, "rms_norm_eps", 1e-6),
-                tie_word_embeddings=_flag(config, "tie_word_embeddings"),
-                max_position_embeddings=_integer(config, "max_position_embeddings", 32768),
-                initializer_range=_number(config, "initializer_range", 0.02),
-                eos_token_ids=_integers(ids, "eos_token_id"),
-                bos_token_id=_token_id(ids, "bos_token_id"),
-                pad_token_id=_token_id(ids, "pad_token_id"),
-                **sparse,
-            )
+            return cls(**{**fields, **family.fixed, **family.read(config)})
         except ConfigError as error:
             raise DataError(f"config.json: {error}") from error
 
     def to_hf(self) -> dict[str, Any]:
-        """The config.json of this model, in the form of the published Qwen3 folders: transformers 4 and 5 read it."""
-        eos = list(self.eos_token_ids)
+        """The config.json of this model, in the form of published folders: transformers 4 and 5 read it."""
+        family, eos = FAMILIES[self.family], list(self.eos_token_ids)
         config: dict[str, Any] = {
-            "architectures": [ARCHITECTURES[self.family]],
-            "attention_bias": False,
+            "architectures": [family.architecture],
             "attention_dropout": 0.0,
             "bos_token_id": self.bos_token_id,
             "eos_token_id": (eos[0] if len(eos) == 1 else eos) if eos else None,
@@ -149,95 +191,24 @@ class ModelConfig:
             "num_key_value_heads": self.num_kv_heads,
             "pad_token_id": self.pad_token_id,
             "rms_norm_eps": self.rms_norm_eps,
-            "rope_scaling": None,
+            "rope_scaling": write_rope(self.rope_scaling),
             "rope_theta": self.rope_theta,
             "tie_word_embeddings": self.tie_word_embeddings,
             "use_cache": True,
-            "use_sliding_window": False,
             "vocab_size": self.vocab_size,
         }
-        if self.family == "qwen3_moe":
-            config |= {
-                "decoder_sparse_step": self.decoder_sparse_step,
-                "mlp_only_layers": list(self.mlp_only_layers),
-                "moe_intermediate_size": self.moe_intermediate_size,
-                "norm_topk_prob": self.norm_topk_prob,
-                "num_experts": self.num_experts,
-                "num_experts_per_tok": self.experts_per_token,
-            }
-        return config
+        return dict(sorted({**config, **family.constant, **family.write(self)}.items()))
 
 
-def _refuse_unsupported(config: Mapping[str, Any]) -> None:
-    rope = _rope(config)
+def _refuse_unsupported(config: Mapping[str, Any], constant: Mapping[str, Any]) -> None:
+    for key, value in constant.items():
+        if config.get(key) not in (None, value):
+            raise DataError(
+                f"config.json: {key} = {config[key]!r} is not supported; supported: {json.dumps(value)}"
+                + (" (export the weights in bf16, fp16 or fp32)" if key == "quantization_config" else "")
+            )
     layer_types = sorted({kind for kind in config.get("layer_types") or () if kind != "full_attention"})
-    found = {
-        "attention_bias": (config.get("attention_bias", False), "false"),
-        "attention_dropout": (config.get("attention_dropout", 0.0), "0"),
-        "use_sliding_window": (config.get("use_sliding_window", False), "false"),
-        "layer_types": (layer_types, '"full_attention" in every layer'),
-        "quantization_config": (config.get("quantization_config"), "none: export the weights in bf16, fp16 or fp32"),
-        "rope_parameters (or rope_scaling)": (
-            {k: v for k, v in rope.items() if not _plain_rope(k, v)},
-            'rope_type "default" with one rope_theta',
-        ),
-        "partial_rotary_factor": (config.get("partial_rotary_factor", 1) != 1, "1"),
-        "hidden_act": (None if config.get("hidden_act", "silu") == "silu" else config["hidden_act"], '"silu"'),
-    }
-    for key, (value, allowed) in found.items():
-        if value:
-            raise DataError(f"config.json: {key} = {value!r} is not supported; supported: {allowed}")
-
-
-def _plain_rope(key: str, value: Any) -> bool:
-    if key in ("rope_type", "type"):
-        return bool(value == "default")
-    if key == "partial_rotary_factor":
-        return bool(value == 1)
-    return key == "rope_theta"
-
-
-def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    return config.get("rope_scaling") or config.get("rope_parameters") or {}
-
-
-def _rope_theta(config: Mapping[str, Any]) -> float:
-    rope = _rope(config)
-    return _number(rope if "rope_theta" in rope else config, "rope_theta", 10000.0)
-
-
-def _integer(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    value = config.get(key)
-    if value is None:
-        value = default
-    if value is None:
-        raise DataError(f"config.json: {key} is missing; this model cannot be built without it")
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise DataError(f"config.json: {key} = {value!r} must be an integer")
-    return value
-
-
-def _number(config: Mapping[str, Any], key: str, default: float) -> float:
-    value = config.get(key)
-    if value is None:
-        return default
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise DataError(f"config.json: {key} = {value!r} must be a number")
-    return float(value)
-
-
-def _token_id(config: Mapping[str, Any], key: str) -> int | None:
-    return None if config.get(key) is None else _integer(config, key)
-
-
-def _integers(config: Mapping[str, Any], key: str) -> tuple[int, ...]:
-    value = config.get(key)
-    several = value if isinstance(value, list) else [] if value is None else [value]
-    return tuple(_integer({key: one}, key) for one in several)
-
-
-def _flag(config: Mapping[str, Any], key: str) -> bool:
-    value = config.get(key, False)
-    if not isinstance(value, bool):
-        raise DataError(f"config.json: {key} = {value!r} must be true or false")
-    return value
+    if layer_types:
+        raise DataError(
+            f'config.json: layer_types = {layer_types!r} is not supported; supported: "full_attention" in every layer'
+        )

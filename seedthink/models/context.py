@@ -37,7 +37,7 @@ class PackedContext:
     """Whole sequences back to back, for training and scoring; sequence b is rows cu_seqlens_B1[b]..cu_seqlens_B1[b+1].
 
     prefix_B: the sequence that a sequence goes on from, or -1: its rows then stand once for all that begin with them.
-    compute: the dtype to which keys and values are rounded. scale: what q.k is multiplied by, head_dim ** -0.5.
+    compute: the dtype to which keys and values are rounded. scale: what q.k is multiplied by.
     collect_counts: `counts[layer]` int32 [E] sums the tokens that each expert received over all forwards.
     collect_router: `router` lists (layer, logits_TE, routing) of each forward, for the balance loss.
     """

@@ -8,7 +8,7 @@ from seedthink.models.config import ModelConfig
 from seedthink.parallel.cut import Cut, Seat, even_cut, experts_cut, heads_cut, whole_cut
 
 _HEADS = {"qkv_weight", "qkv_bias_X"}
-_ROWS = {"out_weight", "down_D_I"}
+_ROWS = {"out_weight", "down_D_I", "q_weight", "kv_weight"}
 _EXPERTS = {"gate_up_E_2I_D", "down_E_D_I"}
 
 

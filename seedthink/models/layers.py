@@ -1,13 +1,16 @@
-"""The parts of a Qwen3 block. Parameters are float32; `compute` is the dtype of the matrix products' operands.
+"""The parts of a decoder block. Parameters are float32; `compute` is the dtype of the matrix products' operands.
 
-Attention: q and k are normalised per head (RMSNorm over the head width) before the half-split rotary embedding; several
-query heads share a key-value head. MLP: down(silu(gate(x)) * up(x)). The sparse MLP sends a token to its k likeliest
-experts and sums them by router weight. Router products are always float32: they are small, and top-k must not flip.
+Attention: q and k are normalised per head (RMSNorm over the head width) where the family does so, then turned by the
+half-split rotary embedding; several query heads share a key-value head. MLP: down(silu(gate(x)) * up(x)). The sparse
+MLP sends a token to its k likeliest experts and sums them by router weight. Router products
+are always float32: they are small, and top-k must not flip.
 Projections that read the same rows are one weight: q, k and v; gate and up. Where ranks share a model, `shards` says
 which part of a weight is here and makes the moves between ranks; on one rank it does nothing.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,16 +22,17 @@ from seedthink.kernels.linear import linear
 from seedthink.kernels.norm import add_rms_norm, rms_norm
 from seedthink.models.config import ModelConfig
 from seedthink.models.context import Context
+from seedthink.models.latent import LatentAttention
+from seedthink.models.parameter import empty
 from seedthink.parallel.shards import WHOLE, Shards
 
 
-def empty(*shape: int) -> nn.Parameter:
-    """A float32 parameter without values yet: loading or `init_weights` fills it."""
-    return nn.Parameter(torch.empty(*shape, dtype=torch.float32))
-
-
 class Attention(nn.Module):
-    """Grouped-query attention with normalised queries and keys. Rows of `qkv_weight`: N query, n key, n value heads."""
+    """Grouped-query attention. Rows of `qkv_weight`: N query, n key, n value heads; bias and norms as config says."""
+
+    qkv_bias_X: nn.Parameter | None
+    q_norm_H: nn.Parameter | None
+    k_norm_H: nn.Parameter | None
 
     def __init__(self, config: ModelConfig, layer: int, compute: torch.dtype, shards: Shards = WHOLE) -> None:
         super().__init__()
@@ -36,35 +40,34 @@ class Attention(nn.Module):
         heads, kv_heads = shards.heads(config.num_heads, config.num_kv_heads)
         self.layer, self.compute, self.eps, self.counts = layer, compute, config.rms_norm_eps, (heads, kv_heads)
         self.qkv_weight = empty((heads + 2 * kv_heads) * width, config.hidden_size)
-        self.q_norm_H, self.k_norm_H = empty(width), empty(width)
+        self.qkv_bias_X = empty((heads + 2 * kv_heads) * width) if config.qkv_bias else None
+        self.q_norm_H, self.k_norm_H = (empty(width) if config.qk_norm else None for _ in range(2))
         self.out_weight = empty(shards.part(config.hidden_size, "hidden_size"), config.num_heads * width)
 
     def forward(self, x_TD: Tensor, table: Tensor, context: Context) -> Tensor:
         """x_TD -> y_TD; `table` is the rotary table, `context` knows the keys and values of earlier tokens."""
         qkv_TX = linear(self.shards.rows(x_TD, self.compute), self.qkv_weight, self.compute)
-        norms = self.q_norm_H, self.k_norm_H
-        q_TNH, k_TnH, v_TnH = split_heads(qkv_TX, *norms, self.eps, table, context.positions_T, *self.counts)
+        norms, places = (self.q_norm_H, self.k_norm_H), (table, context.positions_T)
+        q_TNH, k_TnH, v_TnH = split_heads(qkv_TX, *norms, self.eps, *places, *self.counts, self.qkv_bias_X)
         o_TNH = context.attend(self.layer, q_TNH, k_TnH, v_TnH)
         o_TX = self.shards.columns(o_TNH.flatten(1), self.compute)
         return self.shards.home(linear(o_TX, self.out_weight, self.compute))
 
-    def advance(self, x_TD: Tensor, norm_D: Tensor, table: Tensor, batch: PagedBatch) -> None:
+    def advance(self, x_TD: Tensor, norm_D: Tensor, eps: float, table: Tensor, batch: PagedBatch) -> None:
         """x_TD += forward(norm(x_TD)), keys and values in pages; no autograd."""
-        norms, eps = (self.q_norm_H, self.k_norm_H), self.eps
-        attention_step(
-            x_TD, norm_D, eps, self.qkv_weight, norms, self.out_weight, table, batch, self.layer, self.compute
-        )
+        norms = self.q_norm_H, self.k_norm_H
+        weights = self.qkv_weight, self.qkv_bias_X, norms, self.out_weight
+        attention_step(x_TD, norm_D, eps, *weights, table, batch, self.layer, self.compute)
 
 
 class DenseMLP(nn.Module):
     """down(silu(gate(x)) * up(x)); gate rows stand before up rows."""
 
-    def __init__(self, config: ModelConfig, compute: torch.dtype, shards: Shards = WHOLE) -> None:
+    def __init__(self, hidden: int, width: int, compute: torch.dtype, shards: Shards = WHOLE) -> None:
         super().__init__()
         self.compute, self.shards = compute, shards
-        width = shards.part(config.intermediate_size, "intermediate_size")
-        self.gate_up_2I_D = empty(2 * width, config.hidden_size)
-        self.down_D_I = empty(shards.part(config.hidden_size, "hidden_size"), config.intermediate_size)
+        self.gate_up_2I_D = empty(2 * shards.part(width, "intermediate_size"), hidden)
+        self.down_D_I = empty(shards.part(hidden, "hidden_size"), width)
 
     def forward(self, x_TD: Tensor, context: Context) -> Tensor:
         """x_TD -> y_TD."""
@@ -78,28 +81,39 @@ class DenseMLP(nn.Module):
 
 
 class SparseMoE(nn.Module):
-    """A mixture of experts: softmax over all experts, top-k, weights renormalised where the model says so."""
+    """A mixture of experts, routed as the config says, and where it says so an MLP that all tokens share."""
+
+    router_bias_E: nn.Parameter | None
+    shared: DenseMLP | None
 
     def __init__(self, config: ModelConfig, layer: int, compute: torch.dtype, shards: Shards = WHOLE) -> None:
         super().__init__()
         width, hidden, held = config.moe_intermediate_size, config.hidden_size, shards.held(config.num_experts)
-        self.layer, self.compute, self.shards = layer, compute, shards
-        self.k, self.norm_topk = config.experts_per_token, config.norm_topk_prob
+        self.layer, self.compute, self.shards, self.k = layer, compute, shards, config.experts_per_token
+        router = config.router
+        self.rule: dict[str, Any] = {"score": router.score, "scale": router.scale, "norm_topk": config.norm_topk_prob}
+        self.rule |= {"groups": router.groups, "topk_groups": router.topk_groups}
         self.router_ED = empty(config.num_experts, hidden)
+        self.router_bias_E = empty(config.num_experts, learns=False) if router.bias else None
         self.gate_up_E_2I_D = empty(held, 2 * width, hidden)
         self.down_E_D_I = empty(held, hidden, width)
+        shared = config.shared_expert_width
+        self.shared = DenseMLP(hidden, shared, compute, shards) if shared else None
 
     def forward(self, x_TD: Tensor, context: Context) -> Tensor:
         """x_TD -> y_TD; the context is told the routing."""
         logits_TE = linear(x_TD, self.router_ED, torch.float32)
-        routing = self.shards.route(logits_TE, self.k, norm_topk=self.norm_topk)
+        routing = self.shards.route(logits_TE, self.k, bias_E=self.router_bias_E, **self.rule)
         context.note_routing(self.layer, routing, logits_TE)
-        return self.shards.experts(x_TD, routing, self.gate_up_E_2I_D, self.down_E_D_I, self.compute)
+        y_TD = self.shards.experts(x_TD, routing, self.gate_up_E_2I_D, self.down_E_D_I, self.compute)
+        return y_TD if self.shared is None else y_TD + self.shared(x_TD, context)
 
     def advance(self, x_TD: Tensor, norm_D: Tensor, eps: float) -> None:
         """x_TD += forward(norm(x_TD)); no autograd."""
         weights = self.gate_up_E_2I_D, self.down_E_D_I
-        sparse_step(x_TD, norm_D, eps, self.router_ED, self.k, self.norm_topk, *weights, self.compute)
+        shared = None if self.shared is None else (self.shared.gate_up_2I_D, self.shared.down_D_I)
+        router = self.router_ED, self.k
+        sparse_step(x_TD, norm_D, eps, *router, *weights, self.compute, shared, bias_E=self.router_bias_E, **self.rule)
 
 
 class Block(nn.Module):
@@ -109,9 +123,9 @@ class Block(nn.Module):
         super().__init__()
         self.eps = config.rms_norm_eps
         self.attention_norm_D, self.mlp_norm_D = empty(config.hidden_size), empty(config.hidden_size)
-        self.attention = Attention(config, layer, compute, shards)
-        sparse = config.is_sparse(layer)
-        self.mlp = SparseMoE(config, layer, compute, shards) if sparse else DenseMLP(config, compute, shards)
+        self.attention = (Attention if config.latent is None else LatentAttention)(config, layer, compute, shards)
+        dense = config.hidden_size, config.intermediate_size, compute, shards
+        self.mlp = SparseMoE(config, layer, compute, shards) if config.is_sparse(layer) else DenseMLP(*dense)
 
     def forward(self, x_TD: Tensor, delta_TD: Tensor | None, table: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """The residual stream comes and goes as (x, what is still to be added to it): adding belongs to the next norm.
@@ -128,5 +142,5 @@ class Block(nn.Module):
 
     def advance(self, x_TD: Tensor, table: Tensor, batch: PagedBatch) -> None:
         """`forward` for generation on one rank: x_TD in place, one native call for each half."""
-        self.attention.advance(x_TD, self.attention_norm_D, table, batch)
+        self.attention.advance(x_TD, self.attention_norm_D, self.eps, table, batch)
         self.mlp.advance(x_TD, self.mlp_norm_D, self.eps)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from seedthink.kernels.linear import linear
 from seedthink.models.context import Context
-from seedthink.models.qwen3 import Transformer
+from seedthink.models.decoder import Transformer
 
 
 class ValueModel(nn.Module):

@@ -11,6 +11,8 @@ from seedthink.parallel.cut import Piece, Pieces
 from seedthink.parallel.group import Group
 from seedthink.parallel.mesh import Mesh
 
+_AT_A_TIME = 1 << 20  # elements
+
 
 class SharedGradients:
     """`cuts` belong to the gradients, in order. Every rank makes one, and calls its methods alike.
@@ -32,9 +34,7 @@ class SharedGradients:
     def norm(self, gradients: Sequence[Tensor]) -> float:
         """The norm of the whole gradient, once added up: of each part, one holder counts. The same on all ranks."""
         squares = [
-            float(view.double().square().sum())
-            for piece, view in self._pieces(gradients)
-            if self._holders[piece.neighbours].index == 0
+            _square(view) for piece, view in self._pieces(gradients) if self._holders[piece.neighbours].index == 0
         ]
         return math.sqrt(math.fsum(self._mesh.world.tell(math.fsum(squares))))
 
@@ -44,3 +44,8 @@ class SharedGradients:
             for cut, gradient in zip(self._cuts, gradients, strict=True)
             for pair in zip(cut.pieces, cut.views(gradient), strict=True)
         ]
+
+
+def _square(gradient: Tensor) -> float:
+    """The sum of squares in float64, of which few elements are held at a time."""
+    return math.fsum(float(part.double().square().sum()) for part in gradient.flatten().split(_AT_A_TIME))

@@ -114,8 +114,9 @@ def _model(asked: ParallelConfig, sizes: Sizes) -> Iterator[str]:
     together, said = asked.tp * asked.cp, _product(asked, "tp", "cp")
     if heads % together:
         yield f"{said} does not divide num_heads = {heads}"
-    if kv_heads % together and together % kv_heads:
-        yield f"{said} neither divides num_kv_heads = {kv_heads} nor is a multiple of it"
+    for ranks, words in {together: said, asked.tp: f"tp = {asked.tp}"}.items():  # tp projects heads, both attend
+        if kv_heads % ranks and ranks % kv_heads:
+            yield f"{words} neither divides num_kv_heads = {kv_heads} nor is a multiple of it"
     for name in ("hidden_size", "intermediate_size"):
         if getattr(sizes, name) % asked.tp:
             yield f"tp = {asked.tp} does not divide {name} = {getattr(sizes, name)}"

@@ -85,9 +85,24 @@ class MeshShards(Shards):
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
-        layout, tensor = mesh.layout, TensorAxis(mesh.tp)
-        self.seat = Seat(layout.tp, mesh.tp.index, layout.ep, mesh.experts.index)
-        self.rows, self.columns, self.home, self.part = tensor.rows, tensor.columns, tensor.home, tensor.share  # type: ignore[method-assign]
+        self._tensor = TensorAxis(mesh.tp)
+        self.seat = Seat(mesh.layout.tp, mesh.tp.index, mesh.layout.ep, mesh.experts.index)
+
+    def rows(self, x_UD: Tensor, compute: torch.dtype) -> Tensor:
+        """Those of all tp ranks."""
+        return self._tensor.rows(x_UD, compute)
+
+    def columns(self, x_UX: Tensor, compute: torch.dtype) -> Tensor:
+        """Those of all tp ranks."""
+        return self._tensor.columns(x_UX, compute)
+
+    def home(self, y_UX: Tensor) -> Tensor:
+        """Columns go to the ranks of their rows."""
+        return self._tensor.home(y_UX)
+
+    def part(self, size: int, name: str) -> int:
+        """Errors: ConfigError where tp ranks cannot share `size` evenly."""
+        return self._tensor.share(size, name)
 
     def heads(self, heads: int, kv_heads: int) -> tuple[int, int]:
         """Errors: ConfigError where heads cannot be shared."""

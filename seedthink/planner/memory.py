@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any
 
 from seedthink.models.config import ModelConfig
+from seedthink.models.sizes import parts as parameter_parts
 from seedthink.parallel.layout import Layout
 from seedthink.parallel.layout_check import Sizes
 
@@ -82,35 +83,9 @@ def sizes_of(model: ModelConfig) -> Sizes:
     )
 
 
-def parameters(model: ModelConfig) -> tuple[int, int]:
-    """Return (all parameters, those that one token passes through) of a policy."""
-    parts = _parameters(model)
-    idle = parts["experts"] * (model.num_experts - model.experts_per_token) // max(1, model.num_experts)
-    total = sum(parts.values())
-    return total, total - idle
-
-
-@cache
-def _parameters(model: ModelConfig) -> Mapping[str, int]:
-    """Parameters by what cuts them: "whole" by no axis, "matrices" by tp, "kv" by the kv heads, "experts" by ep."""
-    width, head = model.hidden_size, model.head_dim
-    whole = model.vocab_size * width * (1 if model.tie_word_embeddings else 2) + width
-    matrices = experts = 0
-    for layer in range(model.num_layers):
-        whole += 2 * width + 2 * head
-        matrices += 2 * width * head * model.num_heads
-        if model.is_sparse(layer):
-            whole += width * model.num_experts
-            experts += model.num_experts * 3 * width * model.moe_intermediate_size
-        else:
-            matrices += 3 * width * model.intermediate_size
-    kv = model.num_layers * 2 * width * head * model.num_kv_heads
-    return {"whole": whole, "matrices": matrices, "kv": kv, "experts": experts}
-
-
 def rank_parameters(model: ModelConfig, layout: Layout, fsdp: bool = FSDP) -> float:
     """Parameters of a policy that one rank holds; with `fsdp`, its share of what ranks of one copy would have alike."""
-    parts = _parameters(model)
+    parts = parameter_parts(model)
     fsdp = fsdp and layout.dp_shard > 1
     cut = layout.dp_shard * layout.cp if fsdp else 1
     kv = parts["kv"] / min(layout.tp, model.num_kv_heads)
@@ -172,6 +147,8 @@ def _kept_per_token(model: ModelConfig) -> tuple[int, int]:
         kept += 3 * width + head * (2 * model.num_heads + 2 * model.num_kv_heads)
         if model.is_sparse(layer):
             kept += model.experts_per_token * (width + 3 * model.moe_intermediate_size) + model.num_experts
+            gathered += model.shared_expert_width
+            kept += 2 * model.shared_expert_width
         else:
             gathered += width + model.intermediate_size
             kept += 2 * model.intermediate_size - width

@@ -133,7 +133,7 @@ def test_an_exported_checkpoint_has_the_weights_of_its_step(tmp_path: Path) -> N
     from seedthink.checkpoint.store import CheckpointStore
     from seedthink.engine.model_io import load_model, save_model
     from seedthink.models.config import ModelConfig
-    from seedthink.models.qwen3 import Transformer
+    from seedthink.models.decoder import Transformer
 
     model = Transformer(ModelConfig.from_hf(MOE | {"num_hidden_layers": 1, "hidden_size": 64}))
     model.init_weights(0)

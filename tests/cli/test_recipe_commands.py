@@ -15,8 +15,9 @@ from seedthink.cli.main import main
 from seedthink.config import RlConfig, SftConfig, load
 from seedthink.errors import ConfigError, DataError
 from seedthink.models.config import ModelConfig
+from seedthink.models.sizes import parameters
 from seedthink.parallel.layout import Layout
-from seedthink.planner.memory import load_of, memory, parameters
+from seedthink.planner.memory import load_of, memory
 
 MOE = {
     "architectures": ["Qwen3MoeForCausalLM"],
@@ -127,14 +128,19 @@ def test_eval_prints_a_line_per_family(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_the_parameter_count_is_that_of_the_model() -> None:
-    from seedthink.models.qwen3 import Transformer
+    from seedthink.models.decoder import Transformer
 
-    for changes in ({}, {"tie_word_embeddings": True}, {"decoder_sparse_step": 2}, {"mlp_only_layers": [0, 3]}):
-        config = ModelConfig.from_hf(MOE | changes)
+    changes = [{}, {"tie_word_embeddings": True}, {"decoder_sparse_step": 2}, {"mlp_only_layers": [0, 3]}]
+    families = [{"model_type": "llama"}, {"model_type": "qwen2"}, {"model_type": "mixtral", "num_local_experts": 3}]
+    latent = {"model_type": "deepseek_v3", "n_routed_experts": 8, "n_group": 1, "topk_group": 1, "q_lora_rank": 24}
+    latent |= {"num_key_value_heads": MOE["num_attention_heads"], "first_k_dense_replace": 1}
+    families += [latent, latent | {"q_lora_rank": None, "n_shared_experts": 2}]
+    for change in changes + families:
+        config = ModelConfig.from_hf(MOE | change)
         total, active = parameters(config)
         module = Transformer(config)
         experts = [p for name, p in module.named_parameters() if p.ndim == 3]
-        idle = sum(p.numel() * (config.num_experts - config.experts_per_token) // config.num_experts for p in experts)
+        idle = sum(p.numel() // len(p) * (len(p) - config.experts_per_token) for p in experts)
         assert total == sum(p.numel() for p in module.parameters())
         assert active == total - idle
 

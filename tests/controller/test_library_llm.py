@@ -10,7 +10,7 @@ import seedthink
 from seedthink.data.puzzle_tokenizer import build_puzzle_tokenizer
 from seedthink.engine.model_io import save_model
 from seedthink.models.config import ModelConfig
-from seedthink.models.qwen3 import Transformer
+from seedthink.models.decoder import Transformer
 
 
 def test_a_folder_answers_texts_and_conversations_with_its_own_tokenizer(tmp_path: Path) -> None:

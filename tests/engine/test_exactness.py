@@ -2,7 +2,7 @@
 
 Each test generates in another way and compares log-probs with one packed forward of the same weights, and tokens and
 log-probs with the same requests generated one at a time. Models: Qwen3 and Qwen3-MoE (dense and sparse layers mixed),
-random and trained weights, float32 and bfloat16; sizes are no multiples of anything.
+random and trained weights, float32 and bfloat16, and the other families once each; sizes are no multiples of anything.
 """
 
 from __future__ import annotations
@@ -19,12 +19,17 @@ import torch
 from seedthink import _C
 from seedthink.engine.generator import TokenGenerator
 from seedthink.kernels.logprob import linear_logprob
+from seedthink.kernels.rope_scaling import Llama3Scaling
 from seedthink.models.config import ModelConfig
 from seedthink.models.context import PackedContext
-from seedthink.models.qwen3 import Transformer
+from seedthink.models.decoder import Transformer
+from seedthink.models.variants import LatentSizes, Router
 from seedthink.types import Completion, Request, SamplingParams
 
 MODELS = list(product(("qwen3", "qwen3_moe"), ("float32", "bfloat16"), ("random", "trained")))
+MODELS += [("llama", "float32", "random"), ("qwen2", "bfloat16", "trained"), ("mixtral", "bfloat16", "trained")]
+MODELS += [("deepseek_v3", "float32", "random"), ("deepseek_v3", "bfloat16", "trained")]
+LATENT = LatentSizes(q_rank=40, kv_rank=24, plain_dim=20, turned_dim=8, value_dim=18)
 every_model = pytest.mark.parametrize(("family", "dtype", "weights"), MODELS)
 Done = Mapping[str, Completion]
 
@@ -42,14 +47,22 @@ def config(family: str, **changes: object) -> ModelConfig:
         "max_position_embeddings": 256,
         "tie_word_embeddings": family == "qwen3",
     }
-    if family == "qwen3_moe":
-        sizes |= {"num_experts": 7, "experts_per_token": 3, "moe_intermediate_size": 40, "mlp_only_layers": (1,)}
+    if family in ("qwen3_moe", "mixtral"):
+        sizes |= {"num_experts": 7, "experts_per_token": 3, "moe_intermediate_size": 40}
+        sizes |= {"mlp_only_layers": (1,)} if family == "qwen3_moe" else {"norm_topk_prob": True}
+    if family == "deepseek_v3":
+        sizes |= {"num_kv_heads": 6, "latent": LATENT, "head_dim": LATENT.head_dim, "mlp_only_layers": (0,)}
+        sizes |= {"num_experts": 8, "experts_per_token": 3, "moe_intermediate_size": 40, "shared_expert_width": 40}
+        sizes["router"] = Router(score="sigmoid", scale=2.5, groups=4, topk_groups=2, bias=True)
+    if family == "llama":
+        scaling = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+        sizes["rope_scaling"] = Llama3Scaling(factor=4.0, **scaling)  # type: ignore[arg-type]
     return ModelConfig(**(sizes | changes))  # type: ignore[arg-type]
 
 
 def forward(model: Transformer, sequences: Sequence[np.ndarray]) -> torch.Tensor:
     bounds = torch.tensor([0, *np.cumsum([len(each) for each in sequences])], dtype=torch.int32)
-    context = PackedContext(bounds, model.compute, model.config.head_dim**-0.5)
+    context = PackedContext(bounds, model.compute, model.config.attention_scale)
     tokens_T: torch.Tensor = torch.from_numpy(np.concatenate(sequences).astype(np.int64))
     hidden_TD: torch.Tensor = model(tokens_T, context)
     return hidden_TD
@@ -73,6 +86,9 @@ def model_of(family: str, dtype: str, weights: str) -> Transformer:
     torch.set_num_threads(2)
     model = Transformer(config(family, initializer_range=0.2), getattr(torch, dtype))
     model.init_weights(seed=3)
+    for name, parameter in model.named_parameters():
+        if name.endswith("router_bias_E"):
+            parameter.data.uniform_(-0.2, 0.2, generator=torch.Generator().manual_seed(1))
     if weights == "trained":
         train(model)
     return model

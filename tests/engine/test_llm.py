@@ -14,7 +14,7 @@ from seedthink.engine.llm import LLM
 from seedthink.engine.model_io import save_model
 from seedthink.errors import ConfigError
 from seedthink.models.config import ModelConfig
-from seedthink.models.qwen3 import Transformer
+from seedthink.models.decoder import Transformer
 from seedthink.types import Finish
 
 

@@ -11,7 +11,7 @@ import torch
 from seedthink.engine.model_io import load_model, load_value_model, save_model
 from seedthink.errors import DataError
 from seedthink.models.config import ModelConfig
-from seedthink.models.qwen3 import Transformer
+from seedthink.models.decoder import Transformer
 
 CONFIG = ModelConfig(
     family="qwen3",

@@ -11,7 +11,7 @@ from seedthink.engine.rows import rows_of
 from seedthink.engine.trainer import policy_forward
 from seedthink.models.config import ModelConfig
 from seedthink.models.context import PackedContext
-from seedthink.models.qwen3 import Transformer
+from seedthink.models.decoder import Transformer
 
 SHAPE = {"vocab_size": 32, "hidden_size": 32, "intermediate_size": 32, "num_layers": 2, "num_heads": 2, "head_dim": 16}
 SHAPE |= {"num_kv_heads": 1, "num_experts": 4, "experts_per_token": 2, "moe_intermediate_size": 32}

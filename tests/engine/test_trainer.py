@@ -14,7 +14,7 @@ from seedthink.engine.micro_batch import micro_batches
 from seedthink.engine.trainer import Trainer, forward_only, policy_forward
 from seedthink.errors import RunError
 from seedthink.models.config import ModelConfig
-from seedthink.models.qwen3 import Transformer
+from seedthink.models.decoder import Transformer
 from seedthink.rl.loss import imitation
 from seedthink.types import Batch
 

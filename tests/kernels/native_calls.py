@@ -125,13 +125,14 @@ def attention_step(d: Draw) -> Call:
     t, width, count = d.size(most=40), d.size(1, 70), d.size(1, 5)
     queries, n, h = heads(d)
     half, table = d.flag(), d.f32(9, h)
+    bias, *norms = biased_and_normed(d, (queries + 2 * n) * h, h)
     return [
         d.f32(t, width),
         d.f32(width),
         1e-6,
         d.panels((queries + 2 * n) * h, width, half=half),
-        d.f32(h),
-        d.f32(h),
+        bias,
+        *norms,
         table,
         d.i32(0, 9, t),
         d.i32(0, count * PAGE, t),
@@ -182,11 +183,20 @@ def rope_turn(d: Draw) -> Call:
     return [x, d.f32(9, h), d.i32(0, 9, t), d.flag(), *like(x)]
 
 
-def split(d: Draw) -> tuple[list[Tensor], list[Any], list[Tensor]]:
-    """(qkv, norms), (table, positions), (q, k, v, rstd)."""
+def biased_and_normed(d: Draw, wide: int, h: int) -> list[Tensor | None]:
+    """[bias, q_norm, k_norm] of a projection, each there or not; the norms go together."""
+    bias = d.f32(wide) if d.flag() else None
+    return [bias, d.f32(h), d.f32(h)] if d.flag() else [bias, None, None]
+
+
+def split(d: Draw) -> tuple[list[Tensor | None], list[Any], list[Tensor]]:
+    """(qkv, bias, norms), (table, positions), (q, k, v, rstd)."""
     t, queries, n, h = d.size(), d.size(0, 5), d.size(0, 3), 2 * d.size(0, 40)
-    made = [d.f32(t, queries, h), d.f32(t, n, h), d.f32(t, n, h), d.f32(t, queries + n)]
-    return [d.f32(t, (queries + 2 * n) * h), d.f32(h), d.f32(h)], [d.f32(9, h), d.i32(0, 9, t)], made
+    wide = (queries + 2 * n) * h
+    source = [d.f32(t, wide), *biased_and_normed(d, wide, h)]
+    rstd = d.f32(t, 0 if source[2] is None else queries + n)
+    made = [d.f32(t, queries, h), d.f32(t, n, h), d.f32(t, n, h), rstd]
+    return source, [d.f32(9, h), d.i32(0, 9, t)], made
 
 
 def split_heads_forward(d: Draw) -> Call:
@@ -196,7 +206,8 @@ def split_heads_forward(d: Draw) -> Call:
 
 def split_heads_backward(d: Draw) -> Call:
     source, places, (*grads, rstd) = split(d)
-    return [*grads, *source, rstd, *places, *like(*source)]
+    written = [None if x is None else like(x)[0] for x in source]
+    return [*grads, *source, rstd, *places, *written]
 
 
 def swiglu_forward(d: Draw) -> Call:
@@ -344,9 +355,15 @@ def experts_backward(d: Draw) -> Call:
 
 def sparse_step(d: Draw) -> Call:
     t, width, hidden, e, half = d.size(most=40), d.size(1, 70), d.size(0, 70), d.size(1, 9), d.flag()
-    router = d.panels(e, width, half=False)
+    router, k = d.panels(e, width, half=False), d.size(1, min(e, 3))
+    grouped = d.random.choice([n for n in (1, 3) if e % n == 0])
+    kept = next(n for n in range(1, grouped + 1) if n * (e // grouped) >= k)
+    rule = [d.f32(e) if d.flag() else None, d.flag(), d.flag(), 1.5, grouped, kept]
     experts = [d.panels(2 * hidden, width, e, half), d.panels(width, hidden, e, half)]
-    return [d.f32(t, width), d.f32(width), 1e-6, router, e, d.size(1, min(e, 3)), d.flag(), *experts, hidden]
+    shared, many = [None, None], d.size(0, 70)
+    if d.flag():
+        shared = [d.panels(2 * many, width, half=half), d.panels(width, many, half=half)]
+    return [d.f32(t, width), d.f32(width), 1e-6, router, e, k, *rule, *experts, hidden, *shared, many]
 
 
 def fp8_codes(d: Draw, *shape: int) -> Tensor:

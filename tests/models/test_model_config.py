@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from seedthink.errors import ConfigError, DataError
+from seedthink.kernels.rope_scaling import LinearScaling
 from seedthink.models.config import ModelConfig
 
 PLAIN: dict[str, Any] = {
@@ -42,6 +43,21 @@ def test_rope_theta_is_found_in_either_place(rope: dict[str, Any]) -> None:
     assert ModelConfig.from_hf(PLAIN | rope).rope_theta == 7.0
 
 
+@pytest.mark.parametrize("kind", ["rope_type", "type"])
+def test_rope_scaling_is_read_in_either_form(kind: str) -> None:
+    found = ModelConfig.from_hf(PLAIN | {"rope_theta": 7.0, "rope_scaling": {kind: "linear", "factor": 2}})
+    assert (found.rope_theta, found.rope_scaling) == (7.0, LinearScaling(factor=2.0))
+    parameters = {"rope_theta": 7.0, "rope_type": "linear", "factor": 2.0}
+    assert ModelConfig.from_hf(PLAIN | {"rope_parameters": parameters}) == found
+    assert ModelConfig.from_hf(found.to_hf()) == found
+
+
+@pytest.mark.parametrize("factor", [None, "four"])
+def test_a_scaling_without_its_factor_is_refused(factor: str | None) -> None:
+    with pytest.raises(DataError, match="factor"):
+        ModelConfig.from_hf(PLAIN | {"rope_scaling": {"rope_type": "linear", "factor": factor}})
+
+
 def test_generation_config_decides_the_end_of_sequence() -> None:
     config = ModelConfig.from_hf(PLAIN | {"eos_token_id": 3}, {"eos_token_id": [3, 5], "pad_token_id": None})
     assert config.eos_token_ids == (3, 5) and config.pad_token_id is None
@@ -55,9 +71,10 @@ def test_experts_may_be_counted_under_the_newer_name() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("model_type", "llama"),
-        ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}),
-        ("rope_parameters", {"rope_type": "linear", "factor": 2.0}),
+        ("model_type", "gpt2"),
+        ("rope_scaling", {"rope_type": "dynamic", "factor": 4.0}),
+        ("rope_parameters", {"rope_type": "longrope", "factor": 2.0}),
+        ("rope_parameters", {"rope_type": "default", "factor": 2.0}),
         ("rope_parameters", {"full_attention": {"rope_theta": 1e4}}),
         ("use_sliding_window", True),
         ("layer_types", ["full_attention", "sliding_attention"]),
@@ -83,8 +100,8 @@ def test_a_setting_that_we_do_not_compute_is_refused_by_name(key: str, value: An
 
 
 def test_an_unknown_architecture_lists_the_known_ones() -> None:
-    with pytest.raises(DataError, match=r"'mixtral'.*Qwen3ForCausalLM.*Qwen3MoeForCausalLM"):
-        ModelConfig.from_hf({"model_type": "mixtral"})
+    with pytest.raises(DataError, match=r"'gpt2'.*Qwen3ForCausalLM.*LlamaForCausalLM.*MixtralForCausalLM"):
+        ModelConfig.from_hf({"model_type": "gpt2"})
 
 
 def test_a_config_written_in_code_fails_as_a_config_error() -> None:

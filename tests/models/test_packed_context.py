@@ -8,7 +8,7 @@ import torch
 from seedthink.kernels.route import balance_loss, expert_fraction
 from seedthink.models.config import ModelConfig
 from seedthink.models.context import PackedContext, packed_positions
-from seedthink.models.qwen3 import Transformer
+from seedthink.models.decoder import Transformer
 from seedthink.models.value import ValueModel
 
 CONFIG = ModelConfig(

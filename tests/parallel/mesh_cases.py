@@ -16,7 +16,8 @@ from seedthink.engine.generator import TokenGenerator
 from seedthink.engine.micro_batch import unlabelled_batch
 from seedthink.engine.trainer import Trainer, forward_only, policy_forward, value_forward
 from seedthink.models.config import ModelConfig
-from seedthink.models.qwen3 import Transformer
+from seedthink.models.cuts import cut_of
+from seedthink.models.decoder import Transformer
 from seedthink.models.value import ValueModel
 from seedthink.parallel.layout import Layout
 from seedthink.parallel.mesh import Mesh
@@ -32,6 +33,22 @@ MODELS = {
     "sparse bfloat16": ("qwen3_moe", "bfloat16", ""),
     "empty experts": ("qwen3_moe", "float32", "equal routers"),
     "one expert": ("qwen3_moe", "bfloat16", "one expert"),
+    "llama": ("llama", "float32", "ties"),
+    "qwen2 bfloat16": ("qwen2", "bfloat16", "biases"),
+    "mixtral": ("mixtral", "float32", ""),
+    "deepseek": ("deepseek_v3", "float32", "biases"),
+    "deepseek bfloat16": ("deepseek_v3", "bfloat16", "biases"),
+}
+# What a family has beside the sizes that all have; keys of its config.json.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"head_dim": 16},
+    "qwen2": {"hidden_size": 128, "tie_word_embeddings": True},
+    "mixtral": {"hidden_size": 128, "num_local_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 24},
+    "deepseek_v3": {
+        **{"q_lora_rank": 24, "kv_lora_rank": 20, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 10},
+        **{"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "n_group": 4, "topk_group": 2},
+        **{"first_k_dense_replace": 1, "n_shared_experts": 1, "num_key_value_heads": 8},
+    },
 }
 LAYOUTS = {
     2: {
@@ -56,7 +73,10 @@ LAYOUTS = {
         "dp2 x dp2 tp2 ep4": Layout(dp_replicate=2, dp_shard=2, tp=2, ep=4),
     },
 }
-FEW = ["sparse", "dense bfloat16", "one expert"]
+HF_SIZES: dict[str, Any] = {"vocab_size": 67, "hidden_size": 40, "intermediate_size": 56, "num_hidden_layers": 3}
+HF_SIZES |= {"num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 128}
+HF_SIZES |= {"initializer_range": 0.2}
+FEW = ["sparse", "dense bfloat16", "one expert", "deepseek"]
 STEPS = 3
 
 
@@ -73,6 +93,8 @@ def plan(size: int) -> list[tuple[str, str, str]]:
 
 def config(name: str) -> ModelConfig:
     family, _, special = MODELS[name]
+    if family in FAMILIES:
+        return ModelConfig.from_hf(HF_SIZES | {"model_type": family} | FAMILIES[family])
     sizes: dict[str, Any] = {"vocab_size": 67, "hidden_size": 40, "intermediate_size": 56, "num_layers": 3}
     sizes |= {"num_heads": 8, "num_kv_heads": 2, "head_dim": 16, "max_position_embeddings": 128}
     if family == "qwen3_moe":
@@ -88,6 +110,11 @@ def policy(name: str, mesh: Mesh | None) -> Transformer:
     with torch.no_grad():
         if special == "ties":
             model.head_VD[40:60] = model.head_VD[:20].clone()
+        if special == "biases":
+            for n, parameter in model.named_parameters():
+                if "bias" in n:
+                    whole = torch.linspace(-0.3, 0.3, cut_of(n, parameter, model.config, model.shards.seat).rows)
+                    parameter[:] = cut_of(n, parameter, model.config, model.shards.seat).of(whole)
         if special in ("equal routers", "one expert"):
             for parameter in (p for n, p in model.named_parameters() if "router" in n):
                 parameter[:] = parameter[0].clone()
@@ -128,7 +155,7 @@ def scores(name: str, mesh: Mesh | None) -> dict[str, torch.Tensor]:
     packed = batch(mine)
     critic = ValueModel.from_policy(model)
     with torch.no_grad():
-        critic.head_1D[:] = torch.linspace(-1, 1, 40)
+        critic.head_1D[:] = torch.linspace(-1, 1, model.config.hidden_size)
     logprobs = forward_only(model, partial(policy_forward, temperature=0.7), packed, mesh)
     values = forward_only(critic, value_forward, packed, mesh)
     found = {}

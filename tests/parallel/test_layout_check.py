@@ -16,6 +16,9 @@ EXPERTS = Sizes(num_heads=16, num_kv_heads=4, hidden_size=64, num_experts=8)
 ODD = Sizes(num_heads=6, num_kv_heads=3, hidden_size=48, intermediate_size=40, num_experts=12)
 
 
+SIX_KV = Sizes(num_heads=12, num_kv_heads=6, hidden_size=48, intermediate_size=48)
+
+
 def refusal(asked: ParallelConfig, ranks: int, sizes: Sizes) -> str:
     with pytest.raises(ConfigError) as caught:
         chosen(asked, ranks, sizes)
@@ -57,6 +60,7 @@ def test_every_reason_stands_in_one_message_with_keys_and_values() -> None:
         (ParallelConfig(dp_replicate=2, cp=2), 6, DENSE, "dp_replicate * cp = 2 * 2 = 4 does not divide the 6 ranks"),
         (ParallelConfig(tp=4, cp=8), 32, DENSE, "tp * cp = 4 * 8 = 32 does not divide num_heads = 16"),
         (ParallelConfig(tp=2), 2, ODD, "tp = 2 neither divides num_kv_heads = 3 nor is a multiple of it"),
+        (ParallelConfig(tp=4, cp=3), 12, SIX_KV, "tp = 4 neither divides num_kv_heads = 6 nor is a multiple of it"),
         (ParallelConfig(tp=3), 3, ODD, "tp = 3 does not divide intermediate_size = 40"),
         (ParallelConfig(ep=2), 2, DENSE, "ep = 2, but the model has no experts"),
         (ParallelConfig(ep=16), 16, EXPERTS, "ep = 16 does not divide num_experts = 8"),

@@ -1,10 +1,9 @@
-"""Qwen3 and Qwen3-MoE decoders (Qwen3 technical report, arXiv 2505.09388), the exact Hugging Face architecture.
+"""The decoder of every family, the exact Hugging Face architecture.
 
     h = embed[tokens]; for each block: h += attention(norm(h)); h += mlp(norm(h)); logits = norm(h) head^T
 
 `forward` trains and scores packed sequences, with the context supplying positions and attention; `advance` generates,
-through the same kernels in the same order. Which layers hold experts is the config's business, so one class serves both
-families.
+through the same kernels in the same order. What a layer is made of (experts, norms, biases) is the config's business.
 """
 
 from __future__ import annotations
@@ -19,18 +18,20 @@ from seedthink.kernels.block import PagedBatch
 from seedthink.kernels.linear import linear
 from seedthink.kernels.norm import add_rms_norm, rms_norm
 from seedthink.kernels.rope import rope_table
+from seedthink.kernels.rope_scaling import RopeScaling
 from seedthink.models.config import ModelConfig
 from seedthink.models.context import Context
 from seedthink.models.cuts import cut_of
-from seedthink.models.layers import Block, empty
+from seedthink.models.layers import Block
+from seedthink.models.parameter import empty
 from seedthink.models.sharded_context import PagedContext, sharded
 from seedthink.parallel.shards import WHOLE, Shards
 
 
 @lru_cache(maxsize=8)
-def _shared_table(max_positions: int, head_dim: int, theta: float) -> Tensor:
+def _shared_table(max_positions: int, head_dim: int, theta: float, scaling: RopeScaling | None) -> Tensor:
     with torch.inference_mode(False):  # shared with models that train, whoever builds the first one
-        return rope_table(max_positions, head_dim, theta)
+        return rope_table(max_positions, head_dim, theta, scaling)
 
 
 class Transformer(nn.Module):
@@ -58,7 +59,8 @@ class Transformer(nn.Module):
         self.norm_D = empty(config.hidden_size)
         if with_head and not config.tie_word_embeddings:
             self.unembed_VD = empty(config.vocab_size, config.hidden_size)
-        table = _shared_table(config.max_position_embeddings, config.head_dim, config.rope_theta)
+        angles = config.rope_dim, config.rope_theta, config.rope_scaling
+        table = _shared_table(config.max_position_embeddings, *angles)
         self.register_buffer("table", table, persistent=False)
 
     @property
@@ -100,14 +102,14 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Norms 1, everything else normal with `config.initializer_range`: a function of the seed and the config.
+        """Norms 1, biases 0, all else normal with `config.initializer_range`: a function of the seed and the config.
 
         A part of a weight gets its rows of the whole, so shards change nothing.
         """
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 1:
-                parameter.fill_(1.0)
+                parameter.fill_(0.0 if "bias" in name else 1.0)
                 continue
             cut = cut_of(name, parameter, self.config, self.shards.seat)
             whole = parameter if cut.whole else parameter.new_empty((cut.rows, *parameter.shape[1:]))
