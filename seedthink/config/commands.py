@@ -19,6 +19,7 @@ from seedthink.config.sections import (
     RewardConfig,
     RlDataConfig,
     RolloutConfig,
+    RouterConfig,
     RunConfig,
     RunFolderConfig,
     SftDataConfig,
@@ -51,6 +52,8 @@ class RlConfig:
     """The critic's start (algorithms with a critic)."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """Micro-batches."""
+    router: RouterConfig = field(default_factory=RouterConfig)
+    """Evenly used experts."""
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     """Ray or one process."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -75,6 +78,8 @@ class SftConfig:
     """AdamW."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """Micro-batches."""
+    router: RouterConfig = field(default_factory=RouterConfig)
+    """Evenly used experts."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     """Sampling of evaluations."""
     reward: RewardConfig = field(default_factory=RewardConfig)

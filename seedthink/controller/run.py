@@ -84,6 +84,7 @@ def run_sft(config: SftConfig, verbose: bool = False) -> Path:
             total_updates=total,
             critic=False,
             micro_batch_tokens=config.trainer.micro_batch_tokens,
+            router=config.router,
         )
 
         def build() -> AbstractContextManager[WorkerGroup]:
@@ -146,6 +147,7 @@ def rl_engine_settings(config: RlConfig, logs: Path) -> EngineSettings:
         reference=algorithm.reference,
         recompute=algorithm.recompute_proximal,
         micro_batch_tokens=config.trainer.micro_batch_tokens,
+        router=config.router,
     )
 
 

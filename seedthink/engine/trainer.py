@@ -20,10 +20,11 @@ import numpy as np
 import torch
 
 from seedthink.autotune.steps import Around, untuned
-from seedthink.config.sections import OptimizerConfig
+from seedthink.config.sections import OptimizerConfig, RouterConfig
 from seedthink.engine.adamw import AdamW
 from seedthink.engine.diverged import diverged
 from seedthink.engine.micro_batch import MicroBatch, empty_micro_batch, micro_batches
+from seedthink.engine.router_balance import UNGUIDED, RouterBalance
 from seedthink.engine.rows import Rows
 from seedthink.kernels.finite import not_finite
 from seedthink.kernels.logprob import linear_logprob
@@ -70,9 +71,18 @@ def value_forward(model: ValueModel, batch: MicroBatch) -> Outputs:
     return (batch.scatter(value_R),)
 
 
+def routing_forward(model: Transformer | ValueModel, batch: MicroBatch) -> None:
+    """The forward without its head, for whoever watches the routing."""
+    rows = batch.rows()
+    run = model.shards.run(len(rows.tokens_U))
+    trunk = model.trunk if isinstance(model, ValueModel) else model
+    trunk(run.own(rows.tokens_U), context_of(model, rows, run))
+
+
 def context_of(model: Transformer | ValueModel, rows: Rows, run: EveryRow | Run) -> Context:
     """How a network's rows stand to each other, and which of them are here."""
-    context = PackedContext(rows.cu_seqlens_S1, model.compute, model.config.attention_scale, rows.prefix_S)
+    watch = None if model.watcher is None else model.watcher(run.own(rows.times_U))
+    context = PackedContext(rows.cu_seqlens_S1, model.compute, model.config.attention_scale, rows.prefix_S, watch)
     return sharded(context, run, model.shards, model.compute)
 
 
@@ -105,7 +115,8 @@ class Trainer:
     """A module, its optimizer and its learning-rate schedule. `step` counts the updates made, skipped ones left out.
 
     `mesh`: the ranks that learn together, holding copies or parts of the module; None for one rank alone.
-    `around` is entered for each micro-batch, where the kernels' launch settings are chosen.
+    `around` is entered for each micro-batch, where the kernels' launch settings are chosen. `router`: how experts are
+    kept evenly used; ConfigError where it asks for what the module does not have.
     """
 
     def __init__(
@@ -116,6 +127,7 @@ class Trainer:
         total_steps: int,
         mesh: Mesh | None = None,
         around: Around = untuned,
+        router: RouterConfig = UNGUIDED,
     ) -> None:
         self.module, self.config, self.total_steps, self.mesh = module, config, total_steps, mesh
         self.forward, self._around = forward, around
@@ -123,6 +135,7 @@ class Trainer:
         self.names = [name for name, p in module.named_parameters() if p.requires_grad]
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimizer = AdamW(self.parameters, config)
+        self.balance = RouterBalance(module, router, mesh)
         self._shared = None if mesh is None else _shared_gradients(module, self.names, mesh)
         self._assembly = _assembly(module, mesh) if mesh is not None and mesh.entangled else None
 
@@ -133,7 +146,8 @@ class Trainer:
         """
         self.optimizer.zero_grad()
         metrics: dict[str, Metric] = {}
-        reason = self._accumulate(batch, loss, metrics)
+        with self.balance.watching(batch, _equally_many(batch, self.mesh), routing_forward):
+            reason = self._accumulate(batch, loss, metrics)
         if self.mesh is not None:
             reason = self._join(self.mesh, reason, metrics)
         if reason:
@@ -146,7 +160,7 @@ class Trainer:
         rate = self.learning_rate()
         self.optimizer.step(rate)
         self.step += 1
-        return Update({**reduce(metrics), "lr": rate}, norm)
+        return Update({**reduce(metrics), **self.balance.step(), "lr": rate}, norm)
 
     def _accumulate(self, batch: Batch, loss: Loss, metrics: dict[str, Metric]) -> str:
         """Gradients and metrics of this rank's micro-batches; says what is not finite, or nothing."""

@@ -20,7 +20,7 @@ from seedthink.kernels.norm import add_rms_norm, rms_norm
 from seedthink.kernels.rope import rope_table
 from seedthink.kernels.rope_scaling import RopeScaling
 from seedthink.models.config import ModelConfig
-from seedthink.models.context import Context
+from seedthink.models.context import Context, Watcher
 from seedthink.models.cuts import cut_of
 from seedthink.models.layers import Block
 from seedthink.models.parameter import empty
@@ -38,7 +38,8 @@ class Transformer(nn.Module):
     """A decoder without values yet: call `init_weights`, or load a folder into it.
 
     compute: float32 or bfloat16, the dtype of matrix operands and of cached keys and values. with_head False leaves the
-    vocabulary projection out (a critic's trunk needs none). shards: which part of the weights is here.
+    vocabulary projection out (a critic's trunk needs none). shards: which part of the weights is here. watcher: who is
+    told, while it learns, where tokens go.
     """
 
     table: Tensor
@@ -53,6 +54,7 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.shards = shards
+        self.watcher: Watcher | None = None
         self.config, self.compute, self.eps = config, compute, config.rms_norm_eps
         self.embed_VD = empty(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config, layer, compute, shards) for layer in range(config.num_layers))
