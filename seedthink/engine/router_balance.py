@@ -49,6 +49,11 @@ def check_router(router: RouterConfig, model: ModelConfig) -> None:
         )
 
 
+def upwards(counts_E: Tensor) -> Tensor:
+    """sign(mean load - load_e) of int64 counts, without rounding: 1 for experts that get too little, -1 for too much."""
+    return torch.sign(counts_E.sum() - len(counts_E) * counts_E)
+
+
 class RouterBalance:
     """Watches the routers of a policy or critic while it learns; see the module's docstring.
 
@@ -103,7 +108,9 @@ class RouterBalance:
             found["router/balance_loss"] = balance
         if self.config.z_loss:
             found["router/z_loss"] = z
-        biases = [bias_E for layer in self._layers if (bias_E := self._trunk.blocks[layer].mlp.router_bias_E) is not None]
+        biases = [
+            bias_E for layer in self._layers if (bias_E := self._trunk.blocks[layer].mlp.router_bias_E) is not None
+        ]
         if biases:
             self._move(biases)
             found["router/bias_max"] = max(float(bias_E.abs().max()) for bias_E in biases)
@@ -112,9 +119,7 @@ class RouterBalance:
     def _move(self, biases: list[Tensor]) -> None:
         if self.config.bias_update_rate:
             for bias_E, counts_E in zip(biases, self._counts_LE, strict=True):
-                # sign(mean - load), in whole numbers
-                up_E = torch.sign(counts_E.sum() - len(counts_E) * counts_E)
-                bias_E += self.config.bias_update_rate * up_E.to(bias_E.dtype)
+                bias_E += self.config.bias_update_rate * upwards(counts_E).to(bias_E.dtype)
 
     def _watch(self, times_T: Tensor) -> Watch:
         times_R, mask_T = times_T.repeat_interleave(self._k), times_T.float()

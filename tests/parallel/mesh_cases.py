@@ -86,6 +86,7 @@ def plan(size: int) -> list[tuple[str, str, str]]:
     for layout, axes in LAYOUTS[size].items():
         found += [(layout, model, case) for model in (MODELS if size == 2 else FEW) for case in ("scores", "answers")]
         found += [(layout, model, "learnt") for model in (FEW if size == 2 else FEW[:1])]
+        found += [(layout, model, "evened") for model in ("sparse", "deepseek")]
         if size == 2 or axes.ep == size:
             found += [(layout, "sparse", case) for case in ("learnt_again", "restored", "loaded", "runs", "spoilt")]
     return found

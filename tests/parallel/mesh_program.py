@@ -9,6 +9,7 @@ from typing import Any
 
 import engine_cases
 import mesh_cases
+import router_cases
 import torch
 
 from seedthink.kernels.build import set_threads
@@ -18,7 +19,9 @@ from seedthink.parallel.replicas import Replicas
 
 
 def case_of(name: str) -> Callable[[str, Mesh], Any]:
-    found: Callable[[str, Mesh], Any] = getattr(mesh_cases, name, None) or getattr(engine_cases, name)
+    found: Callable[[str, Mesh], Any] = next(
+        vars(each)[name] for each in (mesh_cases, engine_cases, router_cases) if name in vars(each)
+    )
     return found
 
 
