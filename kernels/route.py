@@ -114,7 +114,8 @@ def balance_loss(
     the loss is linear in the tokens, so cutting the mini-batch into micro-batches changes neither its sum nor its
     gradient (Megatron and transformers take both per micro-batch).
 
-    fraction_E: float32, sums to 1. mask_T: how often each token counts, 0 not at all. tokens: its sum over the mini-batch.
+    fraction_E: float32, sums to 1. mask_T: how often each token counts, 0 not at all. tokens: its sum over the
+    mini-batch.
     score: probabilities are a softmax, or sigmoids divided by their sum.
     """
     probability_TE = _probabilities(logits_TE, score)

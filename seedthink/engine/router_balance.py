@@ -8,7 +8,7 @@ The balance loss needs each expert's share of the mini-batch before the first ba
 are known only after a forward of everything before them: so that cutting the mini-batch changes nothing, the trunk runs
 once more. A row counts once for every sequence that goes through it, so that sharing a prompt changes nothing either;
 rows that fill up a run, and sequences in which nothing is predicted, count nowhere. Ranks count their own rows, and
-whole numbers and float64 sums are added in the order of the ranks: every rank moves its copy of a bias by the same bits.
+whole numbers and float64 sums are added in the order of the ranks: every rank moves its copy of a bias by equal bits.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def check_router(router: RouterConfig, model: ModelConfig) -> None:
 
 
 def upwards(counts_E: Tensor) -> Tensor:
-    """sign(mean load - load_e) of int64 counts, without rounding: 1 for experts that get too little, -1 for too much."""
+    """sign(mean load - load_e) of int64 counts, without rounding: 1 for an expert below the mean, -1 for one above."""
     return torch.sign(counts_E.sum() - len(counts_E) * counts_E)
 
 
@@ -65,7 +65,8 @@ class RouterBalance:
         config: ModelConfig = module.config
         check_router(router, config)
         self.config, self._module, self._mesh = router, module, mesh
-        self._trunk = module.trunk if isinstance(module, ValueModel) else module
+        trunk = module.trunk if isinstance(module, ValueModel) else module
+        self._biases = [p for name, p in trunk.named_parameters() if name.endswith("router_bias_E")]
         self._layers = {layer: at for at, layer in enumerate(_sparse_layers(config))}
         self._score, self._k = config.router.score, config.experts_per_token
         self._counts_LE = torch.zeros(len(self._layers), config.num_experts, dtype=torch.int64)
@@ -108,17 +109,14 @@ class RouterBalance:
             found["router/balance_loss"] = balance
         if self.config.z_loss:
             found["router/z_loss"] = z
-        biases = [
-            bias_E for layer in self._layers if (bias_E := self._trunk.blocks[layer].mlp.router_bias_E) is not None
-        ]
-        if biases:
-            self._move(biases)
-            found["router/bias_max"] = max(float(bias_E.abs().max()) for bias_E in biases)
+        if self._biases:
+            self._move()
+            found["router/bias_max"] = max(float(bias_E.abs().max()) for bias_E in self._biases)
         return found
 
-    def _move(self, biases: list[Tensor]) -> None:
+    def _move(self) -> None:
         if self.config.bias_update_rate:
-            for bias_E, counts_E in zip(biases, self._counts_LE, strict=True):
+            for bias_E, counts_E in zip(self._biases, self._counts_LE, strict=True):
                 bias_E += self.config.bias_update_rate * upwards(counts_E).to(bias_E.dtype)
 
     def _watch(self, times_T: Tensor) -> Watch:

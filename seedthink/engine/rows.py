@@ -27,8 +27,8 @@ Ints = npt.NDArray[np.integer[Any]]
 class Rows:
     """U rows in S pieces: int64 tokens_U, int32 bounds cu_seqlens_S1, int32 prefix_S (the piece before, or -1).
 
-    source_R int64: the row whose hidden state predicts each predicted token, in the order of those. times_U int64: the
-    sequences that go through a row, without those in which nothing is predicted; their sum does not depend on who shares.
+    source_R int64: the row whose hidden state predicts each predicted token, in the order of those.
+    times_U int64: how many sequences go through a row, without those in which nothing is predicted.
     """
 
     tokens_U: Tensor

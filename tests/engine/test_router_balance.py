@@ -1,4 +1,4 @@
-"""Evenly used experts: the losses' values and gradients, the bias's way, and that cutting a mini-batch changes nothing."""
+"""Evenly used experts: values and gradients of the losses, the way of the bias, and that no cut of a batch matters."""
 
 from __future__ import annotations
 
