@@ -151,12 +151,12 @@ class RouterBalance:
     def _count(self, micros: Iterable[MicroBatch], forward: Callable[[Any, MicroBatch], None]) -> None:
         """Counts of the mini-batch, all ranks included; a forward that is not finite is left to the step to tell."""
         self._counts_LE = torch.zeros_like(self._counts_LE)
-        try:
-            for micro in micros:
+        for micro in micros:
+            try:
                 forward(self._module, micro)
-        except ValueError as error:
-            if not not_finite(error):
-                raise
+            except ValueError as error:
+                if not not_finite(error):
+                    raise
         self._counts_LE = self._over_ranks(self._counts_LE)
 
     def _counted_tokens(self, batch: Batch) -> float:

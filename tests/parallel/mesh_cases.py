@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from seedthink.config.sections import OptimizerConfig
+from seedthink.config.sections import OptimizerConfig, RouterConfig
 from seedthink.engine.generator import TokenGenerator
 from seedthink.engine.micro_batch import unlabelled_batch
 from seedthink.engine.trainer import Trainer, forward_only, policy_forward, value_forward
@@ -234,7 +234,8 @@ def restored(name: str, mesh: Mesh | None) -> dict[str, torch.Tensor]:
 def spoilt(name: str, mesh: Mesh | None) -> str:
     """Why a step is skipped where a router computes NaN for a token that only one sequence has."""
     model = policy(name, mesh)
-    trainer = Trainer(model, policy_forward, OptimizerConfig(lr=1e-2), STEPS, mesh)
+    router = RouterConfig(balance_loss=0.1)
+    trainer = Trainer(model, policy_forward, OptimizerConfig(lr=1e-2), STEPS, mesh, router=router)
     packed = batch(members(mesh))
     with torch.no_grad():
         model.embed_VD[int(sequences()[1][25])] = torch.nan
