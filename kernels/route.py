@@ -115,7 +115,8 @@ def balance_loss(
     the loss is linear in the tokens, so cutting the mini-batch into micro-batches changes neither its sum nor its
     gradient (Megatron and transformers take both per micro-batch).
 
-    fraction_E: float32, sums to 1. tokens: the number of tokens (mask 1) in the mini-batch. mask_T: 1 counts, 0 not.
+    fraction_E: float32, sums to 1. mask_T: how often each token counts, 0 not at all. tokens: its sum over the
+    mini-batch.
     score: probabilities are a softmax, or sigmoids divided by their sum.
     """
     probability_TE = _probabilities(logits_TE, score)
@@ -146,7 +147,7 @@ def sequence_balance_loss(
 def z_loss(logits_TE: Tensor, tokens: float, mask_T: Tensor | None = None) -> Tensor:
     """sum_t mask_t * logsumexp(logits_t)^2 / tokens, which keeps logits small (ST-MoE, arXiv:2202.08906, equation 5).
 
-    A scalar with gradient to the logits; tokens: the number of tokens (mask 1) in the mini-batch, as in `balance_loss`.
+    A scalar with gradient to the logits; mask_T and tokens: as in `balance_loss`.
     """
     square_T = logits_TE.logsumexp(-1).square()
     return (square_T if mask_T is None else square_T * mask_T).sum() / tokens

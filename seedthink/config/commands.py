@@ -20,6 +20,7 @@ from seedthink.config.sections import (
     RewardConfig,
     RlDataConfig,
     RolloutConfig,
+    RouterConfig,
     RunConfig,
     RunFolderConfig,
     SftDataConfig,
@@ -54,6 +55,8 @@ class RlConfig:
     """Micro-batches."""
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     """Recomputation and offloading."""
+    router: RouterConfig = field(default_factory=RouterConfig)
+    """Evenly used experts."""
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     """Ray or one process."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -80,6 +83,8 @@ class SftConfig:
     """Micro-batches."""
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     """Recomputation and offloading."""
+    router: RouterConfig = field(default_factory=RouterConfig)
+    """Evenly used experts."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     """Sampling of evaluations."""
     reward: RewardConfig = field(default_factory=RewardConfig)

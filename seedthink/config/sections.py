@@ -184,6 +184,20 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RouterConfig:
+    """Keeping the experts of each sparse layer evenly used, in policy and critic."""
+
+    balance_loss: Amount = 0.0
+    """Weight of the load-balancing loss, of which an even layer scores 1; layers are summed. Above 0 a step first runs
+    the trunk once more without gradients, to count the tokens of the whole mini-batch."""
+    z_loss: Amount = 0.0
+    """Weight of the mean squared log-sum-exp of the router's logits, which keeps them small; layers are summed."""
+    bias_update_rate: Amount = 0.0
+    """How far a step moves the bias by which experts are chosen, up for experts below the mean load and down for those
+    above; for families that store such a bias (deepseek_v3)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ValuePretrainingConfig:
     """Teaching the critic on the frozen start policy before the policy moves."""
 

@@ -85,6 +85,7 @@ def run_sft(config: SftConfig, verbose: bool = False) -> Path:
             critic=False,
             micro_batch_tokens=config.trainer.micro_batch_tokens,
             memory=config.memory,
+            router=config.router,
         )
 
         def build() -> AbstractContextManager[WorkerGroup]:
@@ -148,6 +149,7 @@ def rl_engine_settings(config: RlConfig, logs: Path) -> EngineSettings:
         recompute=algorithm.recompute_proximal,
         micro_batch_tokens=config.trainer.micro_batch_tokens,
         memory=config.memory,
+        router=config.router,
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from seedthink.checkpoint.store import CheckpointStore
 from seedthink.config.algorithm import AlgorithmConfig
+from seedthink.config.commands import RlConfig, SftConfig
 from seedthink.config.sections import ControllerConfig, RewardConfig
 from seedthink.controller.evaluation import Evaluation, summarise
 from seedthink.controller.groups import WorkerGroup
@@ -28,6 +29,7 @@ from seedthink.controller.worker import EngineWorker
 from seedthink.data.tokenizer import Tokenizer
 from seedthink.engine.engine import EngineSettings
 from seedthink.engine.model_io import read_config
+from seedthink.engine.router_balance import check_router
 from seedthink.errors import ConfigError
 from seedthink.kernels.build import build_info
 from seedthink.models.config import ModelConfig
@@ -134,6 +136,8 @@ def open_session(config: Any, command: str, verbose: bool = False, *, stop_at_on
     if not config.model.path:
         raise ConfigError("model.path is empty; name a model folder in the recipe, or with --model.path FOLDER")
     tokenizer, model = Tokenizer.load(config.model.path), read_config(config.model.path)
+    if isinstance(config, RlConfig | SftConfig):
+        check_router(config.router, model)
     with ExitStack() as stack:
         hub = stack.enter_context(leading(config))
         layout = layout_of_run(config.parallel, hub.size if hub else 1, model, command)

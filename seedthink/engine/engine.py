@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ import torch
 from seedthink.autotune.install import step_tuner
 from seedthink.autotune.spaces import ModelShape
 from seedthink.autotune.steps import untuned
-from seedthink.config.sections import GenerationConfig, MemoryConfig, OptimizerConfig
+from seedthink.config.sections import GenerationConfig, MemoryConfig, OptimizerConfig, RouterConfig
 from seedthink.engine.generator import TokenGenerator
 from seedthink.engine.micro_batch import scoring_batch
 from seedthink.engine.model_io import load_model, load_value_model
@@ -48,7 +48,8 @@ class EngineSettings:
     is scored or learned. `tuner` is `model.tuner`, `logs` a
     folder for its decisions. `critic` False leaves the value network out, `critic_path` names a stored one to start
     from; `reference` keeps a frozen copy of the starting policy; `recompute` asks `score` for the policy's own
-    log-probs (a proximal policy apart from the behaviour policy). `memory` says what learning keeps, and where.
+    log-probs (a proximal policy apart from the behaviour policy). `memory` says what learning keeps, and where;
+    `router` keeps the experts of both networks even.
     """
 
     model: Path
@@ -65,6 +66,7 @@ class EngineSettings:
     recompute: bool = False
     micro_batch_tokens: int = 8192
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+    router: RouterConfig = field(default_factory=RouterConfig)
 
 
 @dataclass(frozen=True)
@@ -101,17 +103,15 @@ class Engine:
         around = tuner.step if tuner is not None else untuned
         forward = partial(policy_forward, temperature=temperature)
         policy_optimizer, critic_optimizer = settings.policy_optimizer, settings.critic_optimizer
+        ways: dict[str, Any] = {"memory": settings.memory, "router": settings.router}
         self.critic: Trainer | None = None
         if settings.critic:
             stored = settings.critic_path
             critic = load_value_model(stored, compute, shards) if stored else ValueModel.from_policy(policy)
-            self.critic = Trainer(
-                critic, value_forward, critic_optimizer, settings.total_updates, mesh, around, memory=settings.memory
-            )
+            critic_steps = settings.total_updates, mesh, around
+            self.critic = Trainer(critic, value_forward, critic_optimizer, *critic_steps, **ways)
         # NOTE: after the critic is made of it: a trainer may take a module's weights apart.
-        self.policy = Trainer(
-            policy, forward, policy_optimizer, settings.total_updates, mesh, around, memory=settings.memory
-        )
+        self.policy = Trainer(policy, forward, policy_optimizer, settings.total_updates, mesh, around, **ways)
         self.reference = load_model(settings.model, compute, shards) if settings.reference else None
         self._reference = None if self.reference is None else module_storage(self.reference, mesh)
         self.version, self._mesh = 0, mesh
@@ -180,7 +180,10 @@ class Engine:
         assert self.critic is not None and self.losses.value is not None
         self.policy.storage.let_go()
         update = self.critic.learn(batch, self.losses.value)
-        metrics = {f"critic/{name}" if "/" not in name else name: value for name, value in update.metrics.items()}
+        metrics = {
+            f"critic/{name}" if "/" not in name or name.startswith("router/") else name: value
+            for name, value in update.metrics.items()
+        }
         return Update(metrics | {"critic/grad_norm": update.grad_norm}, update.grad_norm, update.skipped)
 
     def publish(self) -> int:

@@ -28,12 +28,14 @@ class Rows:
     """U rows in S pieces: int64 tokens_U, int32 bounds cu_seqlens_S1, int32 prefix_S (the piece before, or -1).
 
     source_R int64: the row whose hidden state predicts each predicted token, in the order of those.
+    times_U int64: how many sequences go through a row, without those in which nothing is predicted.
     """
 
     tokens_U: Tensor
     cu_seqlens_S1: Tensor
     prefix_S: Tensor
     source_R: Tensor
+    times_U: Tensor
 
 
 def rows_of(tokens_T: Ints, cu_seqlens_B1: Ints, mask_T: Float32) -> Rows:
@@ -51,14 +53,19 @@ def rows_of(tokens_T: Ints, cu_seqlens_B1: Ints, mask_T: Float32) -> Rows:
         if shared:
             first = pieces.starts[place_of[prompt]]
             row_T[begin : begin + shared] = np.arange(first, first + shared)
+            pieces.use(place_of[prompt])
         prefixes.append(place_of[prompt] if shared else -1)
-        first = pieces.starts[pieces.add(tokens_T[begin + shared : end - 1])]
+        own = pieces.add(tokens_T[begin + shared : end - 1])
+        if prompt:
+            pieces.use(own)
+        first = pieces.starts[own]
         row_T[begin + shared : end - 1] = np.arange(first, first + end - 1 - begin - shared)
     return Rows(
         tokens_U=torch.from_numpy(pieces.tokens()),
         cu_seqlens_S1=torch.tensor(pieces.starts, dtype=torch.int32),
         prefix_S=torch.tensor(prefixes, dtype=torch.int32),
         source_R=torch.from_numpy(row_T[np.flatnonzero(mask_T > 0) - 1]),
+        times_U=torch.from_numpy(pieces.times()),
     )
 
 
@@ -68,12 +75,22 @@ class _Pieces:
     def __init__(self) -> None:
         self.starts = [0]
         self._runs: list[Ints] = []
+        self._users: list[int] = []
 
     def add(self, tokens_T: Ints) -> int:
         """Appends a run and returns its number."""
         self._runs.append(tokens_T)
+        self._users.append(0)
         self.starts.append(self.starts[-1] + len(tokens_T))
         return len(self._runs) - 1
+
+    def use(self, number: int) -> None:
+        """One more sequence goes through run `number`."""
+        self._users[number] += 1
+
+    def times(self) -> npt.NDArray[np.int64]:
+        """Of each row, the uses of its run."""
+        return np.repeat(np.asarray(self._users, np.int64), np.diff(self.starts))
 
     def tokens(self) -> npt.NDArray[np.int64]:
         """All of them."""

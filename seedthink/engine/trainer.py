@@ -21,11 +21,12 @@ import numpy as np
 import torch
 
 from seedthink.autotune.steps import Around, untuned
-from seedthink.config.sections import MemoryConfig, OptimizerConfig
+from seedthink.config.sections import MemoryConfig, OptimizerConfig, RouterConfig
 from seedthink.engine.adamw import AdamW
 from seedthink.engine.diverged import diverged
 from seedthink.engine.keeping import KEEP_ALL, keeping_of
 from seedthink.engine.micro_batch import MicroBatch, empty_micro_batch, micro_batches
+from seedthink.engine.router_balance import UNGUIDED, RouterBalance
 from seedthink.engine.rows import Rows
 from seedthink.engine.streamed_adamw import StreamedAdamW
 from seedthink.kernels.finite import not_finite
@@ -70,9 +71,18 @@ def value_forward(model: ValueModel, batch: MicroBatch) -> Outputs:
     return (batch.scatter(value_R),)
 
 
+def routing_forward(model: Transformer | ValueModel, batch: MicroBatch) -> None:
+    """The forward without its head, for whoever watches the routing."""
+    rows = batch.rows()
+    run = model.shards.run(len(rows.tokens_U))
+    trunk = model.trunk if isinstance(model, ValueModel) else model
+    trunk(run.own(rows.tokens_U), context_of(model, rows, run))
+
+
 def context_of(model: Transformer | ValueModel, rows: Rows, run: EveryRow | Run) -> Context:
     """How a network's rows stand to each other, and which of them are here."""
-    context = PackedContext(rows.cu_seqlens_S1, model.compute, model.config.attention_scale, rows.prefix_S)
+    watch = None if model.watcher is None else model.watcher(run.own(rows.times_U))
+    context = PackedContext(rows.cu_seqlens_S1, model.compute, model.config.attention_scale, rows.prefix_S, watch)
     return sharded(context, run, model.shards, model.compute)
 
 
@@ -111,7 +121,8 @@ class Trainer:
 
     `mesh`: the ranks that learn together, holding copies or parts of the module; None for one rank alone.
     `around` is entered for each micro-batch, where the kernels' launch settings are chosen. `memory` says what is
-    kept, and where; ConfigError where it asks for more than the module's device has.
+    kept, and where; `router` how experts are kept evenly used. ConfigError where they ask for what the module or its
+    device does not have.
     """
 
     def __init__(
@@ -123,6 +134,7 @@ class Trainer:
         mesh: Mesh | None = None,
         around: Around = untuned,
         memory: MemoryConfig = KEEP_ALL,
+        router: RouterConfig = UNGUIDED,
     ) -> None:
         self.module, self.config, self.total_steps, self.mesh = module, config, total_steps, mesh
         self.forward, self._around = forward, around
@@ -133,6 +145,7 @@ class Trainer:
         trunk: Any = module.trunk if isinstance(module, ValueModel) else module
         trunk.keeping = keeping_of(memory, self.parameters[0].device)
         self.optimizer = (StreamedAdamW if memory.offload_optimizer else AdamW)(self.parameters, config)
+        self.balance = RouterBalance(module, router, mesh)
         self._shared = None if mesh is None else _shared_gradients(module, self.names, self.storage, mesh)
         self._assembly = _assembly(module, mesh) if mesh is not None and mesh.entangled else None
 
@@ -144,7 +157,8 @@ class Trainer:
         self.optimizer.zero_grad()
         self.storage.let_go()
         metrics: dict[str, Metric] = {}
-        with self.storage.using(gradients=True):
+        watching = self.balance.watching(batch, _equally_many(batch, self.mesh), routing_forward)
+        with self.storage.using(gradients=True), watching:
             reason = self._accumulate(batch, loss, metrics)
         if self.mesh is not None:
             reason = self._join(self.mesh, reason, metrics)
@@ -158,7 +172,7 @@ class Trainer:
         rate = self.learning_rate()
         self.optimizer.step(rate)
         self.step += 1
-        return Update({**reduce(metrics), "lr": rate}, norm)
+        return Update({**reduce(metrics), **self.balance.step(), "lr": rate}, norm)
 
     def forward_only(self, batch: Batch) -> np.ndarray:
         """`forward_only` of the module."""

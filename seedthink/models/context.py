@@ -7,6 +7,7 @@ live in cache pages; both walk the keys in the same tiles, so a token's hidden s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -14,6 +15,11 @@ from torch import Tensor
 
 from seedthink.kernels.attention import attend_packed
 from seedthink.kernels.route import Routing
+
+# Told (layer, routing, logits_TE) once per sparse layer and forward.
+Watch = Callable[[int, Routing, Tensor], None]
+# Makes a watch for a forward over rows of which int64 times_T says how often each one counts.
+Watcher = Callable[[Tensor], Watch]
 
 
 class Context(Protocol):
@@ -29,7 +35,10 @@ class Context(Protocol):
         ...
 
     def note_routing(self, layer: int, routing: Routing, logits_TE: Tensor) -> None:
-        """Told once per sparse layer and forward which experts the tokens went to, and the router's logits."""
+        """Told once per sparse layer and forward which experts the tokens went to, and the router's logits.
+
+        Where ranks share the rows these are the ones of this rank's run, those that only fill it up included.
+        """
         ...
 
 
@@ -38,8 +47,7 @@ class PackedContext:
 
     prefix_B: the sequence that a sequence goes on from, or -1: its rows then stand once for all that begin with them.
     compute: the dtype to which keys and values are rounded. scale: what q.k is multiplied by.
-    collect_counts: `counts[layer]` int32 [E] sums the tokens that each expert received over all forwards.
-    collect_router: `router` lists (layer, logits_TE, routing) of each forward, for the balance loss.
+    watch: is told the routing.
     """
 
     def __init__(
@@ -48,28 +56,20 @@ class PackedContext:
         compute: torch.dtype,
         scale: float,
         prefix_B: Tensor | None = None,
-        *,
-        collect_counts: bool = False,
-        collect_router: bool = False,
+        watch: Watch | None = None,
     ) -> None:
         self.cu_seqlens_B1, self.prefix_B = cu_seqlens_B1, prefix_B
-        self.compute, self.scale = compute, scale
-        self.collect_counts, self.collect_router = collect_counts, collect_router
+        self.compute, self.scale, self._watch = compute, scale, watch
         self.positions_T = packed_positions(cu_seqlens_B1, prefix_B)
-        self.counts: dict[int, Tensor] = {}
-        self.router: list[tuple[int, Tensor, Routing]] = []
 
     def attend(self, layer: int, q_TNH: Tensor, k_TnH: Tensor, v_TnH: Tensor) -> Tensor:
         """Causal attention within each sequence; differentiable."""
         return attend_packed(q_TNH, k_TnH, v_TnH, self.cu_seqlens_B1, self.scale, self.compute, self.prefix_B)
 
     def note_routing(self, layer: int, routing: Routing, logits_TE: Tensor) -> None:
-        """Keeps what was asked for; nothing by default."""
-        if self.collect_counts:
-            seen = self.counts.get(layer)
-            self.counts[layer] = routing.counts_E.clone() if seen is None else seen + routing.counts_E
-        if self.collect_router:
-            self.router.append((layer, logits_TE, routing))
+        """Passed on to the watch, if there is one."""
+        if self._watch is not None:
+            self._watch(layer, routing, logits_TE)
 
 
 class Unwatched:

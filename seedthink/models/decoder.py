@@ -19,7 +19,7 @@ from seedthink.kernels.norm import add_rms_norm, rms_norm
 from seedthink.kernels.rope import rope_table
 from seedthink.kernels.rope_scaling import RopeScaling
 from seedthink.models.config import ModelConfig
-from seedthink.models.context import Context
+from seedthink.models.context import Context, Watcher
 from seedthink.models.cuts import cut_of
 from seedthink.models.keeping import Keeping
 from seedthink.models.layers import Block
@@ -40,7 +40,8 @@ class Transformer(nn.Module):
 
     compute: float32 or bfloat16, the dtype of matrix operands and of cached keys and values. with_head False leaves the
     vocabulary projection out (a critic's trunk needs none). shards: which part of the weights is here. keeping:
-    what a forward that records gradients keeps for its backward.
+    what a forward that records gradients keeps for its backward. watcher: who is told, while it learns, where
+    tokens go.
     """
 
     table: Tensor
@@ -55,6 +56,7 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.shards, self.keeping = shards, Keeping()
+        self.watcher: Watcher | None = None
         self.config, self.compute, self.eps = config, compute, config.rms_norm_eps
         self.vocabulary = shards.vocabulary(config.vocab_size)
         self.embed_VD = empty(self.vocabulary.held, config.hidden_size)

@@ -50,7 +50,7 @@ class ShardedContext:
         return self._shards.rows_for_heads(torch.cat([o_TNH, spare_NH]))
 
     def note_routing(self, layer: int, routing: Routing, logits_TE: Tensor) -> None:
-        """Of this rank's rows, those that fill up included."""
+        """Of this rank's rows, those that fill up included: the watch knows that they count nowhere."""
         self._inner.note_routing(layer, routing, logits_TE)
 
 

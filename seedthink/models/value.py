@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from seedthink.kernels.linear import linear
-from seedthink.models.context import Context
+from seedthink.models.context import Context, Watcher
 from seedthink.models.decoder import Transformer
 
 
@@ -21,6 +21,7 @@ class ValueModel(nn.Module):
     def __init__(self, trunk: Transformer) -> None:
         super().__init__()
         self.trunk, self.config, self.compute, self.shards = trunk, trunk.config, trunk.compute, trunk.shards
+        self.watcher: Watcher | None = None
         self.head_1D = nn.Parameter(torch.zeros(1, trunk.config.hidden_size))
         self.head_bias_1 = nn.Parameter(torch.zeros(1))
 

@@ -34,6 +34,7 @@ RL: dict[str, Any] = EVALUATION | {
     "value_pretraining.max_steps": 1,
     "run.steps": 1,
 }
+EVENED = {"router.bias_update_rate": 0.01, "router.balance_loss": 0.01, "router.z_loss": 0.001}
 LATENT = LatentSizes(q_rank=24, kv_rank=24, plain_dim=16, turned_dim=8, value_dim=16)
 CHANGES: dict[str, dict[str, Any]] = {
     "mixtral": {"norm_topk_prob": True},
@@ -73,13 +74,21 @@ def test_a_family_is_taught_trained_evaluated_and_exported(family: str, start: P
         placed = {"model.path": str(path), "run.folder": str(tmp_path), "controller.kind": "local", "reward.workers": 1}
         return load(None, cls, {**placed, **wanted})
 
-    cold = run_sft(settings(SftConfig, tmp_path / "model", SFT))
-    run = run_rl(settings(RlConfig, cold / "export", RL))
+    evened = EVENED if model.config.router.bias else {}
+    cold = run_sft(settings(SftConfig, tmp_path / "model", SFT | evened))
+    run = run_rl(settings(RlConfig, cold / "export", RL | evened))
     summary = json.loads((run / "summary.json").read_text())
     assert summary["status"] == "finished" and summary["logp_gap_max"] == 0.0
     limit = {"generation.max_tokens": 8}
     assert run_eval(settings(EvalConfig, run / "export", EVALUATION | limit))["problems"] == 3
     assert main(["checkpoint", "export", str(run), str(tmp_path / "again")]) == 0
+    if evened:
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        learned = [line for line in lines if "router/bias_max" in line]
+        assert learned and all(line["router/bias_max"] > 0 and line["critic/router/bias_max"] > 0 for line in learned)
+        assert any(
+            name.endswith("router_bias_E") and p.any() for name, p in load_model(run / "export").named_parameters()
+        )
     weights = [(path / "model.safetensors").read_bytes() for path in (run / "export", tmp_path / "again")]
     assert weights[0] == weights[1]
     exported = AutoModelForCausalLM.from_pretrained(run / "export")

@@ -33,6 +33,12 @@ def test_a_prompt_that_two_answers_share_stands_once_and_last_tokens_nowhere() -
     assert rows.source_R.tolist() == [1, 2, 3, 4, 5, 1]
 
 
+def test_a_row_counts_once_for_each_sequence_through_it_and_not_where_nothing_is_predicted() -> None:
+    rows = rows_of(*packed(([1, 2], [3, 4]), ([5], [6, 7, 8]), ([1, 2], [9]), ([4, 4, 4], [])))
+    assert rows.tokens_U.tolist() == [1, 2, 3, 5, 6, 7, 4, 4]
+    assert rows.times_U.tolist() == [2, 2, 1, 1, 1, 1, 0, 0]
+
+
 def test_prompts_that_merely_begin_alike_are_not_shared() -> None:
     rows = rows_of(*packed(([1, 2], [3, 4]), ([1], [2, 3, 4])))
     assert rows.tokens_U.tolist() == [1, 2, 3, 1, 2, 3]

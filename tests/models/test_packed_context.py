@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from seedthink.kernels.route import balance_loss, expert_fraction
+from seedthink.kernels.route import Routing, balance_loss, expert_fraction
 from seedthink.models.config import ModelConfig
-from seedthink.models.context import PackedContext, packed_positions
+from seedthink.models.context import PackedContext, Watch, packed_positions
 from seedthink.models.decoder import Transformer
 from seedthink.models.value import ValueModel
 
@@ -35,9 +35,9 @@ def policy(seed: int = 0, compute: torch.dtype = torch.float32) -> Transformer:
     return model
 
 
-def context(lengths: tuple[int, ...], **asked: bool) -> PackedContext:
+def context(lengths: tuple[int, ...], watch: Watch | None = None) -> PackedContext:
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
-    return PackedContext(cu_seqlens, torch.float32, CONFIG.head_dim**-0.5, **asked)
+    return PackedContext(cu_seqlens, torch.float32, CONFIG.head_dim**-0.5, watch=watch)
 
 
 def test_positions_start_anew_in_each_sequence_and_skip_empty_ones() -> None:
@@ -45,27 +45,14 @@ def test_positions_start_anew_in_each_sequence_and_skip_empty_ones() -> None:
     assert positions.tolist() == [0, 1, 0, 1, 2] and positions.dtype == torch.int32
 
 
-def test_expert_counts_add_up_over_forwards_for_sparse_layers_only() -> None:
-    watched = context((5, 3), collect_counts=True)
-    model, tokens_T = policy(), torch.arange(8)
-    with torch.no_grad():
-        model(tokens_T, watched)
-        once = {layer: counts.tolist() for layer, counts in watched.counts.items()}
-        model(tokens_T, watched)
-    assert list(once) == [0, 2] and all(sum(counts) == 8 * 2 for counts in once.values())
-    assert {layer: counts.tolist() for layer, counts in watched.counts.items()} == {
-        layer: [2 * n for n in counts] for layer, counts in once.items()
-    }
-    assert watched.router == []
-
-
-def test_the_balance_loss_reaches_the_router_through_the_context() -> None:
-    watched = context((8,), collect_router=True)
+def test_a_watch_is_told_of_sparse_layers_only_and_the_balance_loss_reaches_the_router_through_it() -> None:
+    seen: list[tuple[int, Routing, torch.Tensor]] = []
     model = policy()
-    model(torch.arange(8), watched)
-    losses = [balance_loss(logits, expert_fraction(routing.counts_E), 8.0) for _, logits, routing in watched.router]
+    model(torch.arange(8), context((5, 3), lambda *told: seen.append(told)))
+    losses = [balance_loss(logits, expert_fraction(routing.counts_E), 8.0) for _, routing, logits in seen]
     sum(losses).backward()
-    assert [layer for layer, _, _ in watched.router] == [0, 2]
+    assert [layer for layer, _, _ in seen] == [0, 2]
+    assert all(int(routing.counts_E.sum()) == 8 * 2 for _, routing, _ in seen)
     assert all(model.blocks[layer].mlp.router_ED.grad.abs().sum() > 0 for layer in (0, 2))
 
 

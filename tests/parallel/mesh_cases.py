@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from seedthink.config.sections import OptimizerConfig
+from seedthink.config.sections import OptimizerConfig, RouterConfig
 from seedthink.engine.generator import TokenGenerator
 from seedthink.engine.micro_batch import unlabelled_batch
 from seedthink.engine.trainer import Trainer, forward_only, policy_forward, value_forward
@@ -91,6 +91,7 @@ def plan(size: int) -> list[tuple[str, str, str]]:
     for layout, axes in LAYOUTS[size].items():
         found += [(layout, model, case) for model in (MODELS if size == 2 else FEW) for case in ("scores", "answers")]
         found += [(layout, model, "learnt") for model in ([*FEW, *LARGE] if size == 2 else LEARNT)]
+        found += [(layout, model, "evened") for model in ("sparse", "deepseek")]
         if size == 2 or axes.ep == size:
             cases = ("learnt_again", "restored", "loaded", "runs", "spoilt")
             found += [(layout, "sparse", case) for case in cases]
@@ -284,7 +285,8 @@ def spoilt(name: str, mesh: Mesh | None) -> str:
     """Why a step is skipped where a router computes NaN for a token that only one sequence has."""
     model = policy(name, mesh)
     spoil(name, model)
-    trainer = Trainer(model, policy_forward, OptimizerConfig(lr=1e-2), STEPS, mesh)
+    router = RouterConfig(balance_loss=0.1)
+    trainer = Trainer(model, policy_forward, OptimizerConfig(lr=1e-2), STEPS, mesh, router=router)
     packed = batch(name, members(mesh))
     before = [p.clone() for p in trainer.parameters]
     why = trainer.learn(packed, imitation).skipped

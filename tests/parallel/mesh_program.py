@@ -13,6 +13,7 @@ from typing import Any
 
 import engine_cases
 import mesh_cases
+import router_cases
 import torch
 
 from seedthink.kernels.build import set_threads
@@ -23,7 +24,7 @@ from seedthink.parallel.replicas import Replicas
 
 def case_of(module: str, name: str) -> Callable[[str, Mesh], Any]:
     """A case of the module that plans it, or of one that it builds on."""
-    places = (importlib.import_module(module), mesh_cases, engine_cases)
+    places = (importlib.import_module(module), mesh_cases, engine_cases, router_cases)
     found: Callable[[str, Mesh], Any] = next(getattr(place, name) for place in places if hasattr(place, name))
     return found
 

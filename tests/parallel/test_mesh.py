@@ -12,6 +12,7 @@ from typing import Any
 import engine_cases
 import mesh_cases
 import pytest
+import router_cases
 import torch
 from ranks import outcome, start_ranks
 
@@ -43,7 +44,9 @@ def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @lru_cache
 def alone(case: str, model: str) -> Any:
     torch.set_num_threads(1)
-    return (getattr(mesh_cases, case, None) or getattr(engine_cases, case))(model, None)
+    return next(vars(each)[case] for each in (mesh_cases, engine_cases, router_cases) if case in vars(each))(
+        model, None
+    )
 
 
 def cases(size: int, wanted: str) -> list[tuple[str, str]]:
@@ -148,6 +151,23 @@ def test_some_steps_lose_what_they_lose_on_one_rank_and_leave_holders_alike(size
             assert mine["losses"] == pytest.approx(expected["losses"], rel=2e-3 if half else 1e-6), (layout, model)
             assert mine["norms"] == pytest.approx(expected["norms"], rel=2e-2 if half else 1e-5), (layout, model)
         whole([each[layout, model, "learnt"]["weights"] for each in found], layout, model, size)
+
+
+@every_size
+def test_routers_are_evened_out_by_the_loads_losses_and_gradients_of_one_rank(size: int, on_ranks: Any) -> None:
+    found = on_ranks(size)
+    for layout, model in cases(size, "evened"):
+        expected, mine = alone("evened", model), [each[layout, model, "evened"] for each in found]
+        for each in mine:
+            assert each["loads"] == expected["loads"], (layout, model)
+            assert each["losses"] == pytest.approx(expected["losses"], rel=1e-6), (layout, model)
+            assert each["biases"].keys() == expected["biases"].keys()
+            assert all(torch.equal(each["biases"][name], bias_E) for name, bias_E in expected["biases"].items())
+            assert all(torch.equal(each["later"][name], bias_E) for name, bias_E in mine[0]["later"].items())
+        gradients = whole([each["gradients"] for each in mine], layout, model, size)
+        length = torch.cat([g.flatten() for g in expected["gradients"].values()]).norm()
+        apart = torch.cat([(gradients[name] - g).flatten() for name, g in expected["gradients"].items()]).norm()
+        assert apart <= 1e-6 * length, (layout, model)
 
 
 @every_size

@@ -15,7 +15,7 @@ from seedthink.telemetry.health import RULES
 from seedthink.telemetry.terminal import COLUMNS, DETAILS
 
 NAME = re.compile(
-    r"(actor|critic|rollout|response|response_length|prompt_length|mismatch|verifier|credit|train|training|perf|timing_s)/[a-z_/]+"
+    r"(actor|critic|rollout|response|response_length|prompt_length|mismatch|verifier|credit|router|train|training|perf|timing_s)/[a-z_/]+"
 )
 
 

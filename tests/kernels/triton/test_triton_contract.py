@@ -52,7 +52,8 @@ def wired() -> list[tuple[str, str, str]]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "define":
                 for keyword in node.keywords:
-                    if keyword.arg == "cuda" and isinstance(keyword.value, ast.Call):
+                    if keyword.arg == "cuda" and ast.unparse(keyword.value).startswith("from_triton("):
+                        assert isinstance(keyword.value, ast.Call)
                         names = [each.value for each in keyword.value.args if isinstance(each, ast.Constant)]
                         schema = node.args[0]
                         assert isinstance(schema, ast.Constant)
