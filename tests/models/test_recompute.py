@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from seedthink.kernels.route import Routing
 from seedthink.models.config import ModelConfig
 from seedthink.models.context import PackedContext
 from seedthink.models.decoder import Transformer
@@ -61,7 +62,14 @@ class Watching(PackedContext):
             self.seen[name, layer] = StorageWeakRef(each.untyped_storage())
         return o_TNH
 
+    def note_routing(self, layer: int, routing: Routing, logits_TE: Tensor) -> None:
+        super().note_routing(layer, routing, logits_TE)
+        self.counts[layer] = self.counts.get(layer, 0) + routing.counts_E
+        self.router.append((layer, logits_TE))
+
     seen: dict[tuple[str, int], StorageWeakRef]
+    counts: dict[int, Tensor]
+    router: list[tuple[int, Tensor]]
 
     def alive(self) -> set[tuple[str, int]]:
         return {place for place, storage in self.seen.items() if not storage.expired()}
@@ -70,8 +78,8 @@ class Watching(PackedContext):
 def packed(compute: torch.dtype) -> Watching:
     """A prompt of 7 tokens with two answers of 5 and 9, and a sequence of 4 on its own; routing is collected."""
     bounds, prefix = torch.tensor([0, 7, 12, 21, 25]), torch.tensor([-1, 0, 0, -1])
-    made = Watching(bounds.int(), compute, 0.25, prefix.int(), collect_counts=True, collect_router=True)
-    made.seen = {}
+    made = Watching(bounds.int(), compute, 0.25, prefix.int())
+    made.seen, made.counts, made.router = {}, {}, []
     return made
 
 
@@ -83,7 +91,7 @@ def learned(made: Transformer, compute: torch.dtype) -> tuple[dict[str, Tensor],
     context = packed(compute)
     hidden_TD = made(TOKENS, context)
     weight_TD = torch.linspace(-1, 1, hidden_TD.numel()).view_as(hidden_TD)
-    balance = sum(logits_TE.logsumexp(-1).square().mean() for _, logits_TE, _ in context.router)
+    balance = sum(logits_TE.logsumexp(-1).square().mean() for _, logits_TE in context.router)
     ((hidden_TD * weight_TD).sum() + balance).backward()
     gradients = {name: p.grad for name, p in made.named_parameters() if p.grad is not None}
     assert len(gradients) >= len(list(made.named_parameters())) - 1, "all but the vocabulary projection"
@@ -105,7 +113,7 @@ def test_outputs_and_gradients_are_the_bits_of_a_backward_that_keeps_everything(
 def test_the_routing_is_told_once(way: str) -> None:
     _, expected = learned(model("qwen3_moe"), torch.float32)
     _, context = learned(model("qwen3_moe", keeping=WAYS[way]), torch.float32)
-    assert [layer for layer, _, _ in context.router] == [0, 2]
+    assert [layer for layer, _ in context.router] == [0, 2]
     assert all(torch.equal(context.counts[layer], expected.counts[layer]) for layer in (0, 2))
 
 

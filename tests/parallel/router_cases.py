@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from mesh_cases import STEPS, batch, members, policy
+from mesh_cases import STEPS, batch, members, parts, policy
 
 from seedthink.config.sections import OptimizerConfig, RouterConfig
 from seedthink.engine.trainer import Trainer, policy_forward
@@ -29,10 +29,8 @@ def evened(name: str, mesh: Mesh | None) -> dict[str, Any]:
         metrics = trainer.learn(batch(name, members(mesh), step), nothing).metrics
         biases = {n: p.detach().clone() for n, p in model.named_parameters() if n.endswith("router_bias_E")}
         if step == 0:
-            gradients = {
-                n: torch.zeros_like(p) if p.grad is None else p.grad.clone()
-                for n, p in zip(trainer.names, trainer.parameters, strict=True)
-            }
+            own = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in trainer.parameters]
+            gradients = parts(trainer, own)
             found["gradients"], found["biases"] = gradients, biases
             found["loads"] = [metrics[f"router/load_{which}_over_mean"] for which in ("max", "min")]
             found["losses"] = [metrics[f"router/{which}_loss"] for which in ("balance", "z")]
