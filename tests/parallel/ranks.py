@@ -7,10 +7,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from seedthink.parallel.launch import free_port
 
 ROOT = Path(__file__).parents[2]
+Found = list[dict[tuple[str, str, str], Any]]  # for each rank: (layout, model, case) -> what it found
 
 
 def start_ranks(size: int, *words: str, per_rank: Sequence[Sequence[str]] = ()) -> list[subprocess.Popen[str]]:
@@ -42,3 +46,11 @@ def outcome(ranks: Sequence[subprocess.Popen[str]], seconds: float = 120.0) -> l
         for rank in ranks:
             rank.kill()
     return [(rank.returncode, out, err) for rank, (out, err) in zip(ranks, said, strict=True)]
+
+
+def found_by_ranks(size: int, module: str, folder: Path) -> Found:
+    """What each of `size` ranks found in all cases that `module` plans (mesh_program.py); one launch."""
+    program = str(Path(__file__).with_name("mesh_program.py"))
+    ended = outcome(start_ranks(size, program, f"127.0.0.1:{free_port()}", str(folder), module), 280.0)
+    assert [code for code, _, _ in ended] == [0] * size, ended
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import fsdp_cases
@@ -12,34 +11,23 @@ import mesh_cases
 import pytest
 import torch
 from mesh_program import case_of
-from ranks import outcome, start_ranks
+from ranks import found_by_ranks
 
 from seedthink.kernels.linear import linear
 from seedthink.parallel.cut import Cut, Piece
 from seedthink.parallel.fsdp import Unit
 from seedthink.parallel.group import Group
-from seedthink.parallel.launch import free_port
 from seedthink.parallel.layout import Layout
 from seedthink.parallel.strips import Strips
 
-PROGRAM = str(Path(__file__).with_name("mesh_program.py"))
 every_size = pytest.mark.parametrize("size", [2, 4, pytest.param(8, marks=pytest.mark.slow)])
-Found = list[dict[tuple[str, str, str], Any]]
 
 
 @pytest.fixture(scope="module")
 def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """size -> what each rank found in all cases; one launch for each size."""
 
-    @lru_cache
-    def run(size: int) -> Found:
-        folder = tmp_path_factory.mktemp(f"ranks-{size}")
-        words = (PROGRAM, f"127.0.0.1:{free_port()}", str(folder), "fsdp_cases")
-        ended = outcome(start_ranks(size, *words), 280.0)
-        assert [code for code, _, _ in ended] == [0] * size, ended
-        return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]
-
-    return run
+    return lru_cache(lambda size: found_by_ranks(size, "fsdp_cases", tmp_path_factory.mktemp(f"ranks-{size}")))
 
 
 @lru_cache

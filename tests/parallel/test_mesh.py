@@ -6,7 +6,6 @@ Models with shared prompts, tied logits, routers that leave experts without a to
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import engine_cases
@@ -14,31 +13,20 @@ import mesh_cases
 import pytest
 import router_cases
 import torch
-from ranks import outcome, start_ranks
+from ranks import Found, found_by_ranks
 
 from seedthink.models.cuts import cut_of
 from seedthink.parallel.cut import Seat
-from seedthink.parallel.launch import free_port
 
-PROGRAM = str(Path(__file__).with_name("mesh_program.py"))
 SIZES = [2, 4, pytest.param(8, marks=pytest.mark.slow)]
 every_size = pytest.mark.parametrize("size", SIZES)
-Found = list[dict[tuple[str, str, str], Any]]
 
 
 @pytest.fixture(scope="module")
 def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """size -> what each rank found in all cases; one launch for each size."""
 
-    @lru_cache
-    def run(size: int) -> Found:
-        folder = tmp_path_factory.mktemp(f"ranks-{size}")
-        words = (PROGRAM, f"127.0.0.1:{free_port()}", str(folder), "mesh_cases")
-        ended = outcome(start_ranks(size, *words), 280.0)
-        assert [code for code, _, _ in ended] == [0] * size, ended
-        return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]
-
-    return run
+    return lru_cache(lambda size: found_by_ranks(size, "mesh_cases", tmp_path_factory.mktemp(f"ranks-{size}")))
 
 
 @lru_cache
